@@ -1,0 +1,8 @@
+//! The decision: may this key do this now, and what does it cost?
+//!
+//! Everything in here is a function of its arguments: `now` is one of them, and so is what was spent before. No I/O, no
+//! clock, no randomness, no lock. Callers hold the state, and keep what comes back.
+
+mod record;
+
+pub use record::{KeyPhase, KeyRecord};

@@ -1,0 +1,55 @@
+//! What is decided on.
+
+use std::sync::Arc;
+
+use crate::domain::{Environment, Key, KeyStatus, Metadata, Policy, Revision, Time};
+
+/// What a check needs of a key. Small, because every process holds one for every key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyRecord {
+    /// The key's name for people, handed out with the answer.
+    pub name: Box<str>,
+    /// What it may do; shared with the other keys of which the same is true.
+    pub policy: Arc<Policy>,
+    /// The owner's notes, where there are any.
+    pub metadata: Option<Arc<Metadata>>,
+    /// From when on it is refused.
+    pub expire_time: Option<Time>,
+    /// The revision that wrote it.
+    pub revision: Revision,
+    /// Production or development.
+    pub environment: Environment,
+    /// In use, switched off, or ended.
+    pub phase: KeyPhase,
+}
+
+/// What was done to a key, without the story.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyPhase {
+    /// In use.
+    Active,
+    /// Switched off.
+    Disabled,
+    /// Ended for good.
+    Revoked,
+}
+
+impl KeyRecord {
+    /// Of a key; `policy` is the key's own, shared where possible.
+    #[must_use]
+    pub fn new(key: &Key, policy: Arc<Policy>) -> Self {
+        Self {
+            name: key.name.as_str().into(),
+            policy,
+            metadata: (!key.metadata.is_empty()).then(|| Arc::new(key.metadata.clone())),
+            expire_time: key.expire_time,
+            revision: key.revision,
+            environment: key.environment,
+            phase: match key.status {
+                KeyStatus::Active => KeyPhase::Active,
+                KeyStatus::Disabled => KeyPhase::Disabled,
+                KeyStatus::Revoked(_) => KeyPhase::Revoked,
+            },
+        }
+    }
+}

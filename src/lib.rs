@@ -1,0 +1,5 @@
+//! Tollgate.
+pub mod decision;
+pub mod domain;
+pub mod proto;
+pub mod store;
