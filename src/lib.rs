@@ -2,5 +2,6 @@
 pub mod ambient;
 pub mod decision;
 pub mod domain;
+pub mod engine;
 pub mod proto;
 pub mod store;

@@ -233,7 +233,7 @@ fn key(fields: &mut Fields<'_>, intern: &mut Intern) -> Result<LoadedKey, StoreE
     let revision = Revision::new(number(field(fields)?)?);
     let policy = intern.policy(id, field(fields)?)?;
     let metadata = intern.metadata(id, field(fields)?)?;
-    let record = KeyRecord { name, policy, metadata, expire_time, revision, environment, phase };
+    let record = KeyRecord { name, policy, metadata, expire_time, previous: None, revision, environment, phase };
     Ok(LoadedKey { id, account_id, hash, record })
 }
 
