@@ -4,3 +4,4 @@ pub mod decision;
 pub mod domain;
 pub mod proto;
 pub mod store;
+pub mod telemetry;
