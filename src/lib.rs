@@ -5,3 +5,4 @@ pub mod domain;
 pub mod proto;
 pub mod store;
 pub mod telemetry;
+pub mod transport;
