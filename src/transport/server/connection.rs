@@ -134,10 +134,9 @@ async fn old(age_max: Option<Duration>) {
     let Some(age_max) = age_max else {
         return std::future::pending().await;
     };
-    let mut byte = [128];
+    let mut byte = [0];
     // Without randomness the age is exact.
-    drop(random::fill(&mut byte));
-    let [byte] = byte;
+    let [byte] = random::fill(&mut byte).map_or([128], |()| byte);
     let jittered = age_max.mul_f64(0.9 + 0.2 * f64::from(byte) / 256.0);
     tokio::time::sleep(jittered).await;
 }

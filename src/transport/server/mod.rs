@@ -35,6 +35,7 @@ pub use peer::{ClientCertificate, PeerInfo};
 pub use tls::TlsError;
 
 use crate::telemetry::metrics::Metrics;
+use crate::transport::listen;
 
 /// What can be served: a tonic service, or anything that answers in its form. It is cloned for each request, so a clone
 /// should cost no more than a reference count that no other worker touches.
@@ -81,7 +82,7 @@ pub fn start<S: Service>(
     service: impl Fn() -> S + Clone + Send + 'static,
 ) -> Result<ServerHandle, StartError> {
     let tls = options.tls.clone().map(tls::Tls::load).transpose()?;
-    let listener = accept::bind(options.addr)?;
+    let listener = listen::bind(options.addr)?;
     let local_addr = listener.local_addr().map_err(StartError::Thread)?;
     let workers = options.workers.max(1);
     let draining = CancellationToken::new();

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::tls::TlsError;
+use crate::transport::ListenError;
 
 /// Bounds and times of a server. The defaults suit a service whose callers are few, trusted, and call often.
 #[derive(Clone, Debug)]
@@ -100,17 +101,9 @@ pub struct TlsFiles {
 /// Why a server did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// Somebody else listens there.
-    #[error("the address `{0}` is in use by another process")]
-    AddressInUse(SocketAddr),
-    /// Any other reason why it can't be listened on.
-    #[error("cannot listen on `{addr}`: {source}")]
-    Bind {
-        /// The address.
-        addr: SocketAddr,
-        /// What the system said.
-        source: io::Error,
-    },
+    /// The address can't be listened on.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// The TLS files can't be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
