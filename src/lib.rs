@@ -5,3 +5,5 @@ pub mod domain;
 pub mod engine;
 pub mod proto;
 pub mod store;
+pub mod telemetry;
+pub mod transport;
