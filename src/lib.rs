@@ -1,4 +1,5 @@
 //! Tollgate.
+pub mod config;
 pub mod decision;
 pub mod domain;
 pub mod proto;
