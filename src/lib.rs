@@ -1,4 +1,5 @@
 //! Tollgate.
+pub mod ambient;
 pub mod config;
 pub mod decision;
 pub mod domain;

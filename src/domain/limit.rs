@@ -90,17 +90,18 @@ impl Period {
         }
     }
 
-    /// Its length in milliseconds; of a day the longest that a time zone makes it, 25 hours, and of a month 31 such
-    /// days' worth of hours, so that a window of this length holds any calendar period.
+    /// Length in milliseconds of a sliding window, which does not follow the calendar: a day has 24 hours, a month 31
+    /// days.
     #[must_use]
-    pub fn millis_max(self) -> i64 {
+    pub const fn sliding_millis(self) -> i64 {
         const HOUR: i64 = 3_600_000;
         match self {
             Self::Minute => 60_000,
             Self::Hour => HOUR,
-            Self::Day => 25 * HOUR,
-            Self::Month => (31 * 24 + 1) * HOUR,
-            Self::Seconds(seconds) => i64::from(seconds) * 1_000,
+            Self::Day => 24 * HOUR,
+            Self::Month => 31 * 24 * HOUR,
+            #[expect(clippy::as_conversions, clippy::cast_lossless, reason = "lossless, and `From` is not const")]
+            Self::Seconds(seconds) => seconds as i64 * 1_000,
         }
     }
 }

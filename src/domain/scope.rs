@@ -96,7 +96,9 @@ impl<'a> ScopeRef<'a> {
         held.iter().any(|scope| scope.grants(self))
     }
 
-    fn is_own(self) -> bool {
+    /// Whether it is one of Tollgate's own.
+    #[must_use]
+    pub fn is_own(self) -> bool {
         self.0.strip_prefix(OWN_NAMESPACE).is_some_and(|rest| rest.starts_with(':'))
     }
 }

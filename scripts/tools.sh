@@ -1,0 +1,177 @@
+# The tools that lint, tests, benches and fuzzing need beyond cargo: which versions, where they go, and how they get there.
+# Sourced by the other scripts here; it defines functions and installs nothing by itself.
+#
+# What goes where:
+#   Debian packages                 the system, through apt-get, as root or with sudo; only what is missing
+#   Python packages                 target/venv
+#   buf, promtool                   target/tools
+#   cargo-deny, cargo-fuzz, grpcurl cargo's own bin folder, because they take minutes to build
+#
+# To add a tool: pin its version below, write a `need_NAME` that does nothing when the tool is there, and call it from the
+# scripts that use it.
+# shellcheck shell=bash
+
+CARGO_DENY_VERSION=0.20.2
+CARGO_FUZZ_VERSION=0.13.2
+GRPCURL_RS_VERSION=0.2.1
+BUF_VERSION=1.75.0
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+TOOLS=$ROOT/target/tools
+VENV=$ROOT/target/venv
+PATH=$TOOLS/bin:$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
+export PATH
+
+say() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; }
+die() {
+  say "error: $*"
+  exit 1
+}
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# What a person can do when a tool can't be had.
+way_out() {
+  case $(basename "$0") in
+    lint) echo "install $1 yourself and run \`make lint\` again" ;;
+    *) echo "install $1 yourself, or run plain \`cargo test\`, which skips what needs it" ;;
+  esac
+}
+
+# quietly LOG COMMAND...: runs it, and shows what it printed only if it fails.
+quietly() {
+  local log=$TOOLS/log/$1
+  shift
+  mkdir -p "$TOOLS/log"
+  if ! "$@" >"$log" 2>&1 </dev/null; then
+    tail -n 25 "$log" >&2
+    return 1
+  fi
+}
+
+as_root() {
+  if [ "$(id -u)" -eq 0 ]; then
+    "$@"
+  elif have sudo; then
+    sudo -n "$@"
+  else
+    echo "neither root nor sudo" >&2
+    return 1
+  fi
+}
+
+# Asks for sudo's password, where one is needed, while there is a terminal to ask on.
+warm_up_sudo() {
+  if [ "$(id -u)" -ne 0 ] && have sudo && [ -t 0 ]; then
+    sudo -v || true
+  fi
+}
+
+apt() { as_root env DEBIAN_FRONTEND=noninteractive apt-get -y -o DPkg::Lock::Timeout=300 "$@"; }
+
+# need_debian WHY COMMAND=PACKAGE...: installs the packages whose command is missing.
+need_debian() {
+  local why=$1 pair commands=() packages=()
+  shift
+  for pair in "$@"; do
+    if ! have "${pair%%=*}"; then
+      commands+=("\`${pair%%=*}\`")
+      packages+=("${pair#*=}")
+    fi
+  done
+  [ ${#packages[@]} -eq 0 ] && return
+  if ! have apt-get; then
+    die "${commands[*]} missing ($why), and there is no apt-get to install it (Debian: ${packages[*]}); $(way_out "${commands[*]}")"
+  fi
+  say "installing Debian packages: ${packages[*]} ($why)"
+  warm_up_sudo
+  # The lists may be absent or too old to name a package that still exists: refresh them once, then try again.
+  quietly apt-install apt install --no-install-recommends "${packages[@]}" 2>/dev/null && return
+  quietly apt-update apt update || say "apt-get update failed; trying with the lists that are there"
+  quietly apt-install apt install --no-install-recommends "${packages[@]}" ||
+    die "apt-get install ${packages[*]} failed (see above); $(way_out "${commands[*]}")"
+}
+
+# promtool alone, out of Debian's prometheus package: installing the package would start a server.
+need_promtool() {
+  have promtool && return
+  have apt-get || die "\`promtool\` missing (checks the metrics page), and there is no apt-get to fetch it; $(way_out promtool)"
+  say "unpacking promtool from Debian's package prometheus, without installing it (checks the metrics page)"
+  local work=$TOOLS/prometheus
+  rm -rf "$work"
+  mkdir -p "$work" "$TOOLS/bin"
+  if ! (cd "$work" && quietly apt-download apt-get -q download prometheus) 2>/dev/null; then
+    warm_up_sudo
+    quietly apt-update apt update || say "apt-get update failed; trying with the lists that are there"
+    (cd "$work" && quietly apt-download apt-get -q download prometheus) ||
+      die "apt-get download prometheus failed (see above); $(way_out promtool)"
+  fi
+  dpkg-deb -x "$work"/prometheus_*.deb "$work/unpacked"
+  mv "$work/unpacked/usr/bin/promtool" "$TOOLS/bin/promtool"
+  rm -rf "$work"
+  promtool --version >/dev/null 2>&1 || die "the unpacked promtool does not run; $(way_out promtool)"
+}
+
+# The Python packages of requirements.txt, in a virtual environment of their own.
+need_venv() {
+  local wanted=$ROOT/scripts/requirements.txt
+  cmp -s "$wanted" "$VENV/requirements.txt" && return
+  say "installing into target/venv: $(grep -v '^#' "$wanted" | tr '\n' ' ')(gRPC clients that are not ours)"
+  need_debian "runs the Python clients" python3=python3
+  rm -rf "$VENV"
+  if ! quietly venv python3 -m venv "$VENV" 2>/dev/null; then
+    have apt-get || die "\`python3 -m venv\` fails; $(way_out 'the Python module venv')"
+    warm_up_sudo
+    quietly apt-install apt install --no-install-recommends python3-venv ||
+      die "apt-get install python3-venv failed (see above); $(way_out 'the Python module venv')"
+    rm -rf "$VENV"
+    quietly venv python3 -m venv "$VENV" || die "python3 -m venv failed (see above)"
+  fi
+  quietly pip "$VENV/bin/pip" install --disable-pip-version-check -r "$wanted" ||
+    die "pip install failed (see above); $(way_out 'the packages of scripts/requirements.txt')"
+  cp "$wanted" "$VENV/requirements.txt"
+}
+
+# buf, from its npm package, which carries the binary.
+need_buf() {
+  local home=$TOOLS/node
+  if [ "$("$TOOLS/bin/buf" --version 2>/dev/null)" = "$BUF_VERSION" ]; then
+    return
+  fi
+  need_debian "installs buf" npm=npm node=nodejs
+  say "installing buf $BUF_VERSION from npm into target/tools (lints the protos; a gRPC client that is not ours)"
+  rm -rf "$home"
+  mkdir -p "$home" "$TOOLS/bin"
+  quietly npm npm install --prefix "$home" --loglevel error --no-audit --no-fund --ignore-scripts "@bufbuild/buf@$BUF_VERSION" ||
+    die "npm install @bufbuild/buf failed (see above); $(way_out buf)"
+  # The platform's binary rather than npm's wrapper: it starts faster and is one process to stop.
+  local binaries=("$home"/node_modules/@bufbuild/buf-*/bin/buf)
+  [ -x "${binaries[0]}" ] || die "@bufbuild/buf has no binary for this platform; $(way_out buf)"
+  ln -sf "${binaries[0]}" "$TOOLS/bin/buf"
+}
+
+# need_cargo_tool WHY CRATE VERSION COMMAND: builds it from crates.io, unless that version or a later one is there.
+need_cargo_tool() {
+  local why=$1 crate=$2 version=$3 command=$4 found
+  if have "$command"; then
+    found=$("$command" --version 2>&1 | grep -oE '[0-9]+\.[0-9]+\.[0-9]+' | head -n 1 || true)
+    if [ "$(printf '%s\n%s\n' "$version" "$found" | sort -V | head -n 1)" = "$version" ]; then
+      return
+    fi
+  fi
+  say "building $crate $version from crates.io into cargo's bin folder; this takes minutes, once ($why)"
+  # Quick to build rather than quick to run. The folder survives a build that was broken off, which then goes on where it was.
+  CARGO_TARGET_DIR=$TOOLS/build CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+    CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_DEBUG=0 CARGO_PROFILE_RELEASE_STRIP=symbols \
+    quietly "cargo-$crate" cargo install --locked --force "$crate" --version "=$version" ||
+    die "cargo install $crate failed (see above); $(way_out "\`$command\`")"
+  rm -rf "$TOOLS/build"
+  have "$command" || die "$crate was installed, but \`$command\` is not on the PATH"
+}
+
+need_cargo_deny() { need_cargo_tool "checks licences, sources and known faults of the dependencies" cargo-deny "$CARGO_DENY_VERSION" cargo-deny; }
+need_cargo_fuzz() { need_cargo_tool "builds and runs the fuzz targets" cargo-fuzz "$CARGO_FUZZ_VERSION" cargo-fuzz; }
+
+# Any grpcurl will do, the original in Go too.
+need_grpcurl() {
+  have grpcurl || need_cargo_tool "a gRPC client that is not ours, used as the README uses it" grpcurl-rs "$GRPCURL_RS_VERSION" grpcurl
+}

@@ -1,0 +1,357 @@
+//! How much of a limit has been granted, and how much may still be.
+//!
+//! [`State`] is what is remembered of one limit for one subject; only the functions here look inside it, so that every
+//! store can keep it without knowing the rule. Three things hold whatever the order of calls and however the clock jumps:
+//!
+//! - what is granted in one slot's window never exceeds the capacity;
+//! - slots never run backwards: where the clock does, the state stays in the latest slot that it has seen, so a window
+//!   that has been spent is never opened again;
+//! - what was granted is forgotten only when its window is over.
+
+use crate::domain::{Algorithm, Limit, Time, TimeZone};
+
+use super::window::{Calendar, Window, window_at};
+
+/// A sliding window's slots. Any stretch of one period touches at most one slot more than this.
+const SLOTS: i64 = 60;
+
+/// What a budget is held against: a capacity, and how its window moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Cost units per window.
+    pub capacity: u64,
+    /// How the window moves.
+    pub motion: Motion,
+}
+
+/// How a window moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Motion {
+    /// On the calendar: the whole capacity is back when the next window begins.
+    Fixed(Calendar),
+    /// With time, in slots of so many milliseconds.
+    Sliding {
+        /// Length of a slot.
+        slot_millis: i64,
+    },
+}
+
+impl Rule {
+    /// Of a limit.
+    #[must_use]
+    pub fn of(limit: &Limit) -> Self {
+        let motion = match limit.algorithm {
+            Algorithm::FixedWindow => Motion::Fixed(Calendar::Period(limit.period)),
+            Algorithm::SlidingWindow => {
+                Motion::Sliding { slot_millis: (limit.period.sliding_millis() + SLOTS - 1).div_euclid(SLOTS).max(1) }
+            }
+        };
+        Self { capacity: limit.capacity, motion }
+    }
+
+    /// Of a monthly allowance that begins anew on this day.
+    #[must_use]
+    pub const fn of_credits(allowance: u64, reset_day: u8) -> Self {
+        Self { capacity: allowance, motion: Motion::Fixed(Calendar::MonthFrom(reset_day)) }
+    }
+}
+
+/// What was granted of one limit to one subject.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State(Inner);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Inner {
+    Fixed {
+        window: Window,
+        granted: u64,
+    },
+    Sliding {
+        slot_millis: i64,
+        newest: i64,
+        /// What each slot granted, oldest first; slots that granted nothing are left out.
+        granted: Vec<(i64, u64)>,
+    },
+}
+
+/// The stretch of time for which units are granted: a number that only grows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Slot(i64);
+
+impl State {
+    /// Of a limit of which nothing was granted yet.
+    #[must_use]
+    pub fn new(rule: &Rule, zone: &TimeZone, now: Time) -> Self {
+        Self(match rule.motion {
+            Motion::Fixed(calendar) => Inner::Fixed { window: window_at(calendar, zone, now), granted: 0 },
+            Motion::Sliding { slot_millis } => {
+                Inner::Sliding { slot_millis, newest: now.millis().div_euclid(slot_millis), granted: Vec::new() }
+            }
+        })
+    }
+
+    /// Moves on to the slot of `now`, and forgets what has left the window. Does nothing where `now` is before the slot
+    /// that it has reached.
+    pub fn advance(&mut self, rule: &Rule, zone: &TimeZone, now: Time) {
+        match (&mut self.0, rule.motion) {
+            (Inner::Fixed { window, granted }, Motion::Fixed(calendar)) => {
+                if now >= window.end {
+                    *window = window_at(calendar, zone, now);
+                    *granted = 0;
+                }
+            }
+            (Inner::Sliding { slot_millis, newest, granted }, Motion::Sliding { .. }) => {
+                *newest = now.millis().div_euclid(*slot_millis).max(*newest);
+                let oldest = newest.saturating_sub(SLOTS);
+                granted.retain(|(slot, _)| *slot >= oldest);
+            }
+            // The limit's movement was changed: what was granted under the other one has no place in this one.
+            _ => *self = Self::new(rule, zone, now),
+        }
+    }
+
+    /// Where it has advanced to.
+    #[must_use]
+    pub const fn slot(&self) -> Slot {
+        match &self.0 {
+            Inner::Fixed { window, .. } => Slot(window.start.millis()),
+            Inner::Sliding { newest, .. } => Slot(*newest),
+        }
+    }
+
+    /// Units that may still be granted in this slot.
+    #[must_use]
+    pub fn available(&self, rule: &Rule) -> u64 {
+        rule.capacity.saturating_sub(self.granted())
+    }
+
+    /// Grants as many of the units as may be, and returns how many.
+    pub fn grant(&mut self, rule: &Rule, wanted: u64) -> u64 {
+        let units = wanted.min(self.available(rule));
+        if units > 0 {
+            match &mut self.0 {
+                Inner::Fixed { granted, .. } => *granted = granted.saturating_add(units),
+                Inner::Sliding { newest, granted, .. } => match granted.last_mut() {
+                    Some((slot, sum)) if slot == newest => *sum = sum.saturating_add(units),
+                    Some(_) | None => granted.push((*newest, units)),
+                },
+            }
+        }
+        units
+    }
+
+    /// Takes back units that were granted in `slot` and not spent. Does nothing where its window is over.
+    pub fn give_back(&mut self, slot: Slot, units: u64) {
+        match &mut self.0 {
+            Inner::Fixed { window, granted } if window.start.millis() == slot.0 => {
+                *granted = granted.saturating_sub(units)
+            }
+            Inner::Fixed { .. } => {}
+            Inner::Sliding { granted, .. } => {
+                if let Some((_, sum)) = granted.iter_mut().find(|(number, _)| *number == slot.0) {
+                    *sum = sum.saturating_sub(units);
+                }
+            }
+        }
+    }
+
+    /// When the whole capacity is back if nothing more is granted.
+    #[must_use]
+    pub fn reset_time(&self, now: Time) -> Time {
+        match &self.0 {
+            Inner::Fixed { window, .. } => window.end,
+            Inner::Sliding { slot_millis, granted, .. } => {
+                granted.iter().rev().find(|(_, sum)| *sum > 0).map_or(now, |(slot, _)| leaves_at(*slot, *slot_millis))
+            }
+        }
+    }
+
+    /// When so many units can be granted if nothing more is granted until then; absent where they exceed the capacity.
+    #[must_use]
+    pub fn available_at(&self, rule: &Rule, units: u64, now: Time) -> Option<Time> {
+        if units > rule.capacity {
+            return None;
+        }
+        if units <= self.available(rule) {
+            return Some(now);
+        }
+        match &self.0 {
+            Inner::Fixed { window, .. } => Some(window.end),
+            Inner::Sliding { slot_millis, granted, .. } => {
+                let mut left = self.granted();
+                granted.iter().find_map(|(slot, sum)| {
+                    left = left.saturating_sub(*sum);
+                    (units <= rule.capacity.saturating_sub(left)).then(|| leaves_at(*slot, *slot_millis))
+                })
+            }
+        }
+    }
+
+    fn granted(&self) -> u64 {
+        match &self.0 {
+            Inner::Fixed { granted, .. } => *granted,
+            Inner::Sliding { granted, .. } => granted.iter().map(|(_, sum)| *sum).fold(0, u64::saturating_add),
+        }
+    }
+}
+
+/// When a slot has left every window.
+const fn leaves_at(slot: i64, slot_millis: i64) -> Time {
+    Time::from_millis(slot.saturating_add(SLOTS + 1).saturating_mul(slot_millis))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::domain::{LimitName, Period};
+
+    fn limit(capacity: u64, period: Period, algorithm: Algorithm) -> Rule {
+        Rule::of(&Limit { name: LimitName::parse("l").unwrap(), capacity, period, algorithm })
+    }
+
+    /// Asks for units at a time; all or nothing.
+    fn take(state: &mut State, rule: &Rule, millis: i64, units: u64) -> bool {
+        state.advance(rule, &TimeZone::UTC, Time::from_millis(millis));
+        let enough = state.available(rule) >= units;
+        if enough {
+            assert_eq!(state.grant(rule, units), units);
+        }
+        enough
+    }
+
+    fn fresh(rule: &Rule, millis: i64) -> State {
+        State::new(rule, &TimeZone::UTC, Time::from_millis(millis))
+    }
+
+    #[test]
+    fn a_fixed_window_gives_its_capacity_once() {
+        let rule = limit(10, Period::Minute, Algorithm::FixedWindow);
+        let mut state = fresh(&rule, 0);
+        let rows = [
+            (0, 4, true),
+            (59_999, 6, true),
+            (59_999, 1, false),
+            (59_999, 0, true),
+            (60_000, 10, true),
+            (60_001, 1, false),
+        ];
+        for (millis, units, expected) in rows {
+            assert_eq!(take(&mut state, &rule, millis, units), expected, "{units} at {millis}");
+        }
+        assert_eq!(state.reset_time(Time::from_millis(60_001)).millis(), 120_000);
+        assert_eq!(state.available_at(&rule, 10, Time::from_millis(60_001)), Some(Time::from_millis(120_000)));
+        assert_eq!(state.available_at(&rule, 11, Time::from_millis(60_001)), None);
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_opens_nothing() {
+        for algorithm in [Algorithm::FixedWindow, Algorithm::SlidingWindow] {
+            let rule = limit(10, Period::Hour, algorithm);
+            let mut state = fresh(&rule, 7_200_000);
+            assert!(take(&mut state, &rule, 7_200_000, 10));
+            for millis in [7_199_999, 3_600_000, 0, -86_400_000_000, 7_200_001] {
+                assert!(!take(&mut state, &rule, millis, 1), "{algorithm:?} at {millis}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_changed_capacity_keeps_what_was_spent() {
+        let rule = limit(10, Period::Hour, Algorithm::FixedWindow);
+        let mut state = fresh(&rule, 0);
+        assert!(take(&mut state, &rule, 0, 8));
+        let smaller = Rule { capacity: 5, ..rule };
+        assert_eq!(state.available(&smaller), 0);
+        let larger = Rule { capacity: 12, ..rule };
+        assert_eq!(state.available(&larger), 4);
+    }
+
+    #[test]
+    fn what_was_not_spent_can_be_given_back_until_its_window_is_over() {
+        let rule = limit(10, Period::Minute, Algorithm::FixedWindow);
+        let mut state = fresh(&rule, 0);
+        assert_eq!(state.grant(&rule, 15), 10);
+        let slot = state.slot();
+        state.give_back(slot, 3);
+        assert_eq!(state.available(&rule), 3);
+        state.advance(&rule, &TimeZone::UTC, Time::from_millis(60_000));
+        state.give_back(slot, 7);
+        assert_eq!(state.available(&rule), 10);
+    }
+
+    #[test]
+    fn a_sliding_window_says_when_units_come_back() {
+        let rule = limit(10, Period::Minute, Algorithm::SlidingWindow);
+        let mut state = fresh(&rule, 0);
+        assert!(take(&mut state, &rule, 0, 6));
+        assert!(take(&mut state, &rule, 30_000, 4));
+        let now = Time::from_millis(30_000);
+        assert_eq!(state.available_at(&rule, 6, now), Some(Time::from_millis(61_000)));
+        assert_eq!(state.available_at(&rule, 7, now), Some(Time::from_millis(91_000)));
+        assert_eq!(state.reset_time(now), Time::from_millis(91_000));
+        assert!(!take(&mut state, &rule, 60_999, 6));
+        assert!(take(&mut state, &rule, 61_000, 6));
+    }
+
+    #[test]
+    fn a_sliding_window_gives_98_percent_under_steady_demand() {
+        let rule = limit(6_000, Period::Minute, Algorithm::SlidingWindow);
+        let mut state = fresh(&rule, 0);
+        let minutes = 20;
+        let admitted = (0..minutes * 60_000).filter(|&millis| take(&mut state, &rule, millis, 1)).count();
+        let ideal = 6_000 * usize::try_from(minutes).unwrap();
+        assert!(admitted * 100 >= ideal * 98, "{admitted} of {ideal}");
+    }
+
+    /// One call: how far the clock moves, back or forth, and what is asked for.
+    fn calls() -> impl Strategy<Value = Vec<(i64, u64)>> {
+        let step = prop_oneof![8 => 0_i64..3_000, 2 => 0_i64..100_000, 1 => -200_000_i64..0];
+        prop::collection::vec((step, 0_u64..8), 1..200)
+    }
+
+    proptest! {
+        /// Against the definition: of the true times of all grants, no stretch of one period holds more than the
+        /// capacity; and under a clock that only goes forward, what is refused could not have been granted a slot later
+        /// either.
+        #[test]
+        fn sliding_windows_never_exceed_capacity_in_any_window(calls in calls(), capacity in 1_u64..20, seconds in 1_u32..120) {
+            let rule = limit(capacity, Period::Seconds(seconds), Algorithm::SlidingWindow);
+            let period = i64::from(seconds) * 1_000;
+            let (mut wall, mut state) = (0, fresh(&rule, 0));
+            let mut latest = 0;
+            let mut grants: Vec<(i64, u64)> = Vec::new();
+            for (step, units) in calls {
+                wall += step;
+                latest = latest.max(wall);
+                if take(&mut state, &rule, wall, units) {
+                    // A clock that went back does not make less time pass.
+                    grants.push((latest, units));
+                }
+                let in_window: u64 = grants.iter().filter(|(at, _)| *at > latest - period).map(|(_, units)| units).sum();
+                prop_assert!(in_window <= capacity);
+            }
+        }
+
+        /// Against the definition: grants of one calendar window sum to at most the capacity, and a refusal means that
+        /// the window really had no room.
+        #[test]
+        fn fixed_windows_are_exact(calls in calls(), capacity in 1_u64..20, seconds in 1_u32..120) {
+            let rule = limit(capacity, Period::Seconds(seconds), Algorithm::FixedWindow);
+            let period = i64::from(seconds) * 1_000;
+            let (mut wall, mut state, mut latest) = (0_i64, fresh(&rule, 0), 0_i64);
+            let mut spent = std::collections::HashMap::<i64, u64>::new();
+            for (step, units) in calls {
+                wall += step;
+                latest = latest.max(wall);
+                let window = spent.entry(latest.div_euclid(period)).or_default();
+                let expected = *window + units <= capacity;
+                prop_assert_eq!(take(&mut state, &rule, wall, units), expected);
+                if expected {
+                    *window += units;
+                }
+            }
+        }
+    }
+}
