@@ -23,7 +23,9 @@ use crate::domain::Verdict;
 
 pub use keys::{KEYS, Key};
 pub use load::{Error, Loaded, Origin, Problem, Sources, load};
+pub(crate) use plans_file::period;
 pub use plans_file::{ComparablePlan, PlanChange, PlansError, diff_plans, parse_plans};
+pub(crate) use rule::parse_duration;
 
 /// Every setting of a server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
