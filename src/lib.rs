@@ -1,5 +1,7 @@
 //! Tollgate.
 pub mod ambient;
+pub mod app;
+pub mod cli;
 pub mod config;
 pub mod decision;
 pub mod domain;

@@ -91,7 +91,11 @@ fn every_kind_of_value_is_read_from_a_file() {
 #[test]
 fn a_wrong_value_is_named_with_its_place_and_what_is_allowed() {
     let rows: &[(&str, &str, &str)] = &[
-        ("server", "grpc_addr = \"localhost:50051\"", "`localhost:50051` is not allowed; expected an IP address and a port"),
+        (
+            "server",
+            "grpc_addr = \"localhost:50051\"",
+            "`localhost:50051` is not allowed; expected an IP address and a port",
+        ),
         ("server", "workers = -1", "`-1` is not allowed; expected a whole number from 0 to 1024"),
         ("server", "workers = \"4\"", "`4` is not allowed; expected a whole number"),
         ("server", "workers = 99999999999999999999999", "is not allowed"),
