@@ -1,5 +1,8 @@
 //! Tollgate.
 pub mod ambient;
+pub mod app;
+pub mod cli;
+pub mod config;
 pub mod decision;
 pub mod domain;
 pub mod engine;

@@ -1,0 +1,158 @@
+//! The table of settings: what each is called, what it may be, and what it is for.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::rule::{self, Raw, Rule as _};
+use super::{CheckAuth, Config, LogFormat};
+
+/// A setting.
+#[derive(Debug)]
+pub struct Key {
+    /// Its full name, as in `server.grpc_addr`.
+    pub name: &'static str,
+    /// What it is for.
+    pub help: &'static str,
+    allowed: fn() -> String,
+    set: fn(&mut Config, &Raw<'_>) -> Result<(), String>,
+    show: fn(&Config) -> Option<String>,
+}
+
+impl Key {
+    /// The setting of this name.
+    #[must_use]
+    pub fn find(name: &str) -> Option<&'static Self> {
+        KEYS.iter().find(|key| key.name == name)
+    }
+
+    /// Its flag without the dashes: the name without `store.` or `server.`, joined by dashes, as in `grpc-addr` or
+    /// `check-auth`.
+    #[must_use]
+    pub fn flag(&self) -> String {
+        let short = self.name.strip_prefix("store.").or_else(|| self.name.strip_prefix("server."));
+        short.unwrap_or(self.name).replace(['.', '_'], "-")
+    }
+
+    /// Its environment variable: `TOLLGATE_` and the flag in capitals, as in `TOLLGATE_GRPC_ADDR`.
+    #[must_use]
+    pub fn env(&self) -> String {
+        format!("TOLLGATE_{}", self.flag().replace('-', "_").to_uppercase())
+    }
+
+    /// What it may be, for people.
+    #[must_use]
+    pub fn allowed(&self) -> String {
+        (self.allowed)()
+    }
+
+    /// Its value in `config`, as TOML. Absent where it is not set.
+    #[must_use]
+    pub fn show(&self, config: &Config) -> Option<String> {
+        (self.show)(config)
+    }
+
+    pub(super) fn set(&self, config: &mut Config, raw: &Raw<'_>) -> Result<(), String> {
+        (self.set)(config, raw)
+    }
+}
+
+/// A row of the table: the field, its rule, and what it is for. The name is the field's path.
+macro_rules! key {
+    ($section:ident $(. $field:ident)+, $rule:expr, $help:literal) => {
+        Key {
+            name: concat!(stringify!($section) $(, ".", stringify!($field))+),
+            help: $help,
+            allowed: || $rule.allowed(),
+            set: |config, raw| {
+                let field = &mut config.$section $(. $field)+;
+                $rule.apply(field, raw)
+            },
+            show: |config| $rule.show(&config.$section $(. $field)+),
+        }
+    };
+}
+
+const fn seconds(min: u64, max: u64) -> rule::Length {
+    rule::Length { min: Duration::from_secs(min), max: Duration::from_secs(max) }
+}
+
+const fn count(range: RangeInclusive<usize>) -> rule::Count {
+    rule::Count { min: *range.start(), max: *range.end() }
+}
+
+const fn bytes(min: usize, max: usize) -> rule::Size {
+    rule::Size { min, max }
+}
+
+const CHECK_AUTH: rule::Word<CheckAuth> =
+    rule::Word { words: &[("required", CheckAuth::Required), ("off", CheckAuth::Off)] };
+const LOG_FORMAT: rule::Word<LogFormat> =
+    rule::Word { words: &[("auto", LogFormat::Auto), ("pretty", LogFormat::Pretty), ("json", LogFormat::Json)] };
+const FLUSH_INTERVAL: rule::Length = rule::Length { min: Duration::from_millis(100), max: Duration::from_secs(10) };
+
+const HOUR: u64 = 3_600;
+const DAY: u64 = 86_400;
+const KIB: usize = 1 << 10;
+const MIB: usize = 1 << 20;
+
+/// Every setting, in the order in which they are documented.
+pub const KEYS: &[Key] = &[
+    key!(store.database, rule::DatabaseUrl, "The database: a SQLite file, made on first use."),
+    key!(server.grpc_addr, rule::Addr, "Where gRPC is served. Port 0 picks a free one."),
+    key!(server.http_addr, rule::Addr, "Where metrics and health are served over HTTP. Port 0 picks a free one."),
+    key!(server.workers, count(0..=1_024), "Worker threads. 0: one a core."),
+    key!(server.connections_max, count(1..=1_000_000), "Open connections; further ones wait to be accepted."),
+    key!(server.streams_per_connection_max, count(1..=1_000_000), "Concurrent calls on one connection."),
+    key!(
+        server.in_flight_max,
+        count(1..=1_000_000),
+        "Calls in progress on all connections; further ones are refused as RESOURCE_EXHAUSTED."
+    ),
+    key!(server.request_timeout, seconds(1, HOUR), "How long a call may take, ImportKeys left out."),
+    key!(server.import_timeout, seconds(1, DAY), "How long ImportKeys may take."),
+    key!(server.first_byte_timeout, seconds(1, HOUR), "How long a new connection may stay silent."),
+    key!(server.tls_handshake_timeout, seconds(1, HOUR), "How long a TLS handshake may take."),
+    key!(server.keepalive_interval, seconds(1, HOUR), "After how much silence a connection is pinged."),
+    key!(
+        server.keepalive_timeout,
+        seconds(1, HOUR),
+        "How long the answer to a ping may take before the connection is closed."
+    ),
+    key!(
+        server.connection_age_max,
+        seconds(1, 365 * DAY),
+        "After how long a connection is asked to go away, so that clients spread over new servers."
+    ),
+    key!(server.connection_age_grace, seconds(1, DAY), "How long the calls of such a connection have to finish."),
+    key!(server.drain_timeout, seconds(0, HOUR), "How long calls have to finish on shutdown."),
+    key!(server.message_bytes_max, bytes(KIB, 16 * MIB), "Size of a request message."),
+    key!(server.import_message_bytes_max, bytes(KIB, 64 * MIB), "Size of one message of ImportKeys."),
+    key!(server.reflection, rule::Switch, "Whether server reflection is served, which tells grpcurl the contract."),
+    key!(server.tls.cert_file, rule::File, "The server's certificate chain (PEM). TLS is on where it is set."),
+    key!(server.tls.key_file, rule::File, "The private key of the certificate (PEM)."),
+    key!(
+        server.tls.client_ca_file,
+        rule::File,
+        "Authorities of client certificates (PEM). Where it is set, clients must show a certificate of theirs."
+    ),
+    key!(
+        check.auth,
+        CHECK_AUTH,
+        "Whether CheckKey needs a caller with `tollgate:check`. `off` is for a sidecar on a loopback address."
+    ),
+    key!(
+        check.key_checks_per_second,
+        count(0..=1_000_000),
+        "Checks a second that one key may have before it is THROTTLED. 0: no ceiling."
+    ),
+    key!(
+        check.http_status,
+        rule::Statuses,
+        "HTTP status by verdict, where it is not to be the verdict's own, such as 403 for UNKNOWN."
+    ),
+    key!(keys.prefix, rule::KeyPrefix, "What the secrets of new keys begin with, as in `sk_live_…`."),
+    key!(keys.pepper_file, rule::File, "The peppers under which secrets are hashed; a secret of its own."),
+    key!(usage.flush_interval, FLUSH_INTERVAL, "How often usage is written to the store."),
+    key!(log.format, LOG_FORMAT, "`auto` is pretty on a terminal and JSON otherwise."),
+    key!(log.filter, rule::LogFilter, "Which lines are written: a level, or `target=level` separated by commas."),
+];
