@@ -13,6 +13,7 @@
 //! Implement [`Store`], and run `tests/store_contract.rs` on it: every case there is written against the trait alone. A
 //! change of the trait needs a case there.
 
+pub mod metered;
 pub mod sqlite;
 
 use std::sync::Arc;
