@@ -86,7 +86,7 @@ impl ClientArgs {
             _ => return Err(wrong(&"the scheme is neither `http` nor `https`")),
         }
         endpoint = endpoint
-            .connect_timeout(CONNECT_TIMEOUT)
+            .connect_timeout(self.timeout.unwrap_or(CONNECT_TIMEOUT).min(CONNECT_TIMEOUT))
             .user_agent(concat!("tollgate-cli/", env!("CARGO_PKG_VERSION")))
             .map_err(|error| wrong(&error))?;
         if let Some(timeout) = timeout {
