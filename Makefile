@@ -18,8 +18,8 @@ test: ## Run every test, after installing the tools they use (ARGS: the test run
 lint: ## Check formatting, clippy, docs, dependencies, protos and scripts
 	scripts/lint
 
-fmt: ## Format the Rust code
-	cargo fmt
+fmt: ## Format the Rust code and the protos
+	scripts/fmt
 
 bench: ## Measure, and compare with what is measured beside it (ARGS: those of benches/run.py)
 	scripts/with-tools python benches/run.py $(ARGS)

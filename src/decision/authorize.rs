@@ -146,6 +146,7 @@ mod tests {
             policy: Arc::new(Policy { scopes: scopes(&["tasks:read", "notes:*"]), ..Policy::default() }),
             metadata: None,
             expire_time: None,
+            previous: None,
             revision: Revision::ZERO,
             environment: Environment::Live,
             phase: KeyPhase::Active,

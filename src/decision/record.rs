@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::domain::{Environment, Key, KeyStatus, Metadata, Policy, Revision, Time};
+use crate::domain::{Environment, Key, KeyStatus, Metadata, Policy, Revision, SecretHash, Time};
 
 /// What a check needs of a key. Small, because every process holds one for every key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,12 +15,23 @@ pub struct KeyRecord {
     pub metadata: Option<Arc<Metadata>>,
     /// From when on it is refused.
     pub expire_time: Option<Time>,
+    /// The secret before the last rotation, where there was one.
+    pub previous: Option<Arc<PreviousHash>>,
     /// The revision that wrote it.
     pub revision: Revision,
     /// Production or development.
     pub environment: Environment,
     /// In use, switched off, or ended.
     pub phase: KeyPhase,
+}
+
+/// A secret that a rotation replaced, and until when it verifies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PreviousHash {
+    /// Its hash.
+    pub hash: SecretHash,
+    /// Until when it verifies.
+    pub expire_time: Time,
 }
 
 /// What was done to a key, without the story.
@@ -37,12 +48,13 @@ pub enum KeyPhase {
 impl KeyRecord {
     /// Of a key; `policy` is the key's own, shared where possible.
     #[must_use]
-    pub fn new(key: &Key, policy: Arc<Policy>) -> Self {
+    pub fn new(key: &Key, policy: Arc<Policy>, previous: Option<Arc<PreviousHash>>) -> Self {
         Self {
             name: key.name.as_str().into(),
             policy,
             metadata: (!key.metadata.is_empty()).then(|| Arc::new(key.metadata.clone())),
             expire_time: key.expire_time,
+            previous,
             revision: key.revision,
             environment: key.environment,
             phase: match key.status {

@@ -1,0 +1,181 @@
+//! Who may call what.
+//!
+//! A caller is a key. It needs Tollgate's own scope for what it does; a customer's sees and changes its own account alone,
+//! an operator's all. What a caller makes or changes can't be wider than the caller's own key: not in scopes, limits,
+//! restrictions, expiry or environment, or a narrow key could write itself a wider one.
+
+use std::sync::Arc;
+
+use crate::decision::{AccountTerms, KeyRecord, grants, usable};
+use crate::domain::{AccountId, AccountStatus, Environment, Key, KeyId, Restrictions, ScopeRef, Verdict};
+
+use super::index::Found;
+use super::{Engine, Error};
+
+/// Who calls.
+#[derive(Clone, Debug)]
+pub enum Caller {
+    /// This program itself: bootstrap, and its own tasks.
+    System,
+    /// The holder of a key.
+    Key(KeyCaller),
+}
+
+/// The holder of a key.
+#[derive(Clone, Debug)]
+pub struct KeyCaller {
+    /// The key.
+    pub key_id: KeyId,
+    found: Found,
+    record: Arc<KeyRecord>,
+    terms: Arc<AccountTerms>,
+}
+
+impl Engine {
+    /// Takes the credential of a call for its caller. Refuses one that is not in use, or whose account is not.
+    pub fn authenticate(&self, credential: &str) -> Result<Caller, Error> {
+        let now = self.clock.now();
+        let refused = |verdict: Verdict| Error::Unauthenticated {
+            verdict,
+            message: match verdict {
+                Verdict::Missing => "a key is required: send `authorization: Bearer <key>` in the metadata".to_owned(),
+                Verdict::Malformed => {
+                    "the key in `authorization` is damaged: its characters, length or checksum are wrong".to_owned()
+                }
+                other => format!("the key in `authorization` is refused: {other}"),
+            },
+        };
+        let (hash, found) = self.identify(credential).map_err(refused)?;
+        let record = found.entry.record.load_full();
+        let terms = Arc::clone(&found.entry.account.state.load().terms);
+        usable(&record, found.secret_expire_time(&hash, &record), now).map_err(refused)?;
+        if terms.status == AccountStatus::Suspended {
+            return Err(refused(Verdict::AccountSuspended));
+        }
+        if found.entry.is_first_touch_in(now) && found.entry.with_meter(|meter| meter.touch(now)) {
+            self.usage.enqueue(Arc::clone(&found.entry));
+        }
+        Ok(Caller::Key(KeyCaller { key_id: found.entry.id, found, record, terms }))
+    }
+}
+
+impl Caller {
+    /// What the audit trail calls it.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self {
+            Self::System => "system".to_owned(),
+            Self::Key(caller) => caller.key_id.to_string(),
+        }
+    }
+
+    /// Refuses a caller whose key lacks one of Tollgate's own scopes.
+    pub fn require(&self, scope: &'static str) -> Result<(), Error> {
+        let Self::Key(caller) = self else { return Ok(()) };
+        let wanted = ScopeRef::parse(scope).map_err(|error| Error::Internal(error.to_string()))?;
+        if grants(&caller.record, &caller.terms, wanted) {
+            return Ok(());
+        }
+        Err(Error::PermissionDenied(format!("the caller's key `{}` lacks the scope `{scope}`", caller.key_id)))
+    }
+
+    /// Refuses a caller that is no operator.
+    pub fn require_operator(&self) -> Result<(), Error> {
+        match self.own_account() {
+            None => Ok(()),
+            Some(account) => Err(Error::PermissionDenied(format!(
+                "this takes a key of the operator account; the caller's is of `{account}`"
+            ))),
+        }
+    }
+
+    /// The one account that the caller may see and change; absent for those who may all.
+    #[must_use]
+    pub fn own_account(&self) -> Option<&AccountId> {
+        match self {
+            Self::System => None,
+            Self::Key(caller) => Some(&caller.terms.account_id).filter(|account| !account.is_operator()),
+        }
+    }
+
+    /// Whether the caller may know of records of this account.
+    #[must_use]
+    pub fn sees(&self, account: &AccountId) -> bool {
+        self.own_account().is_none_or(|own| own == account)
+    }
+
+    /// The key that calls.
+    pub(super) fn key(&self) -> Option<&KeyCaller> {
+        match self {
+            Self::System => None,
+            Self::Key(caller) => Some(caller),
+        }
+    }
+
+    /// Refuses a caller that would make or leave a key wider than its own. `prefix` stands before the names of fields.
+    pub(super) fn require_covers(&self, key: &Key) -> Result<(), Error> {
+        let Self::Key(caller) = self else { return Ok(()) };
+        let operator = self.own_account().is_none();
+        for scope in &key.policy.scopes {
+            let free = operator && !scope.is_own();
+            if !free && !grants(&caller.record, &caller.terms, scope.as_ref()) {
+                return Err(wider("scopes", &format!("it lacks `{scope}`")));
+            }
+        }
+        if operator && !key.account_id.is_operator() { Ok(()) } else { caller.require_covers_bounds(key) }
+    }
+}
+
+impl KeyCaller {
+    pub(super) fn found(&self) -> &Found {
+        &self.found
+    }
+
+    /// Everything but scopes.
+    fn require_covers_bounds(&self, key: &Key) -> Result<(), Error> {
+        let own = &self.record;
+        if own.environment == Environment::Test && key.environment == Environment::Live {
+            return Err(wider("environment", "it is a test key"));
+        }
+        if let Some(expire_time) = own.expire_time {
+            if key.expire_time.is_none_or(|time| time > expire_time) {
+                return Err(wider("expire_time", &format!("it expires at {expire_time}")));
+            }
+            if key.auto_renew_millis.is_some() {
+                return Err(wider("auto_renew", &format!("it expires at {expire_time}")));
+            }
+        }
+        for limit in &own.policy.limits {
+            let tight =
+                key.policy.limits.iter().any(|other| other.continues(limit) && other.capacity <= limit.capacity);
+            if !tight {
+                let why = format!("it is limited by `{}` to {} per {:?}", limit.name, limit.capacity, limit.period);
+                return Err(wider("limits", &why));
+            }
+        }
+        require_covers_restrictions(&own.policy.restrictions, &key.policy.restrictions)
+    }
+}
+
+fn require_covers_restrictions(own: &Restrictions, other: &Restrictions) -> Result<(), Error> {
+    let ips = other.allowed_ips.iter().all(|net| own.allowed_ips.iter().any(|wide| wide.contains(net)));
+    if !own.allowed_ips.is_empty() && (other.allowed_ips.is_empty() || !ips) {
+        return Err(wider("restrictions.allowed_ips", "it is restricted to fewer networks"));
+    }
+    if !subset(&other.allowed_referrers, &own.allowed_referrers) {
+        return Err(wider("restrictions.allowed_referrers", "it is restricted to fewer hosts"));
+    }
+    if !subset(&other.allowed_endpoints, &own.allowed_endpoints) {
+        return Err(wider("restrictions.allowed_endpoints", "it is restricted to fewer endpoints"));
+    }
+    Ok(())
+}
+
+/// Whether a list restricts at least as much as another: each of its entries stands there too.
+fn subset<T: PartialEq>(list: &[T], of: &[T]) -> bool {
+    of.is_empty() || (!list.is_empty() && list.iter().all(|entry| of.contains(entry)))
+}
+
+fn wider(field: &str, why: &str) -> Error {
+    Error::PermissionDenied(format!("`key.{field}` would be wider than the caller's own key allows: {why}"))
+}

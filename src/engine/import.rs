@@ -1,0 +1,164 @@
+//! Taking over keys that another system made.
+
+use std::collections::HashMap;
+
+use crate::decision::KeyRecord;
+use crate::domain::{AccountId, Key, Plan, SecretHash, Time};
+use crate::store::{AuditEvent, Commit, CommitError, Guard, LoadedKey, StoredSecret, Write};
+
+use super::key::{admit, assemble, create_error, created_details, guards};
+use super::{Caller, Engine, Error, NewKey};
+
+/// A key to take over.
+#[derive(Clone, Debug)]
+pub struct ImportRow {
+    /// SHA-256 of its secret.
+    pub hash: SecretHash,
+    /// What may be shown of its secret.
+    pub prefix: String,
+    /// When it was made, where that is known.
+    pub create_time: Option<Time>,
+    /// The rest.
+    pub new: NewKey,
+}
+
+/// What became of a row.
+#[derive(Debug)]
+pub enum ImportOutcome {
+    /// It is a key now, or in a dry run could be.
+    Imported,
+    /// Its hash is already a key of the same account.
+    AlreadyPresent,
+    /// It was refused.
+    Refused(Error),
+}
+
+/// A row that may be committed: its place in the batch, and what to write.
+struct Candidate {
+    place: usize,
+    key: Key,
+    hash: SecretHash,
+    plan: std::sync::Arc<Plan>,
+    guards: Vec<Guard>,
+}
+
+impl Engine {
+    /// Takes over a batch of keys, and says of each what became of it, in their order. A refused row does not keep the
+    /// others from being committed. With `dry_run` nothing is; whether a name is taken shows only in earnest.
+    pub async fn import_keys(
+        &self,
+        caller: &Caller,
+        rows: Vec<ImportRow>,
+        dry_run: bool,
+    ) -> Result<Vec<ImportOutcome>, Error> {
+        caller.require("tollgate:keys:write")?;
+        let _changing = self.changing.lock().await;
+        let now = self.clock.now();
+        let mut outcomes: Vec<ImportOutcome> = Vec::with_capacity(rows.len());
+        let mut candidates: Vec<Candidate> = Vec::with_capacity(rows.len());
+        let mut seen: HashMap<SecretHash, AccountId> = HashMap::with_capacity(rows.len());
+        for (place, row) in rows.into_iter().enumerate() {
+            let outcome = match self.candidate(caller, place, row, &mut seen, now) {
+                Ok(Some(candidate)) => {
+                    candidates.push(candidate);
+                    ImportOutcome::Imported
+                }
+                Ok(None) => ImportOutcome::AlreadyPresent,
+                Err(error @ (Error::Unavailable(_) | Error::Internal(_))) => return Err(error),
+                Err(error) => ImportOutcome::Refused(error),
+            };
+            outcomes.push(outcome);
+        }
+        if !dry_run {
+            for (place, error) in self.commit_candidates(caller, candidates, now).await? {
+                if let Some(outcome) = outcomes.get_mut(place) {
+                    *outcome = ImportOutcome::Refused(error);
+                }
+            }
+        }
+        Ok(outcomes)
+    }
+
+    fn candidate(
+        &self,
+        caller: &Caller,
+        place: usize,
+        row: ImportRow,
+        seen: &mut HashMap<SecretHash, AccountId>,
+        now: Time,
+    ) -> Result<Option<Candidate>, Error> {
+        let ImportRow { hash, prefix, create_time, new } = row;
+        let (account, plan) = self.home_of(caller, new.account_id.as_ref())?;
+        let present = self.index.find(&hash).map(|found| found.entry.account.state.load().account.id.clone());
+        if let Some(owner) = present.as_ref().or_else(|| seen.get(&hash)) {
+            return if *owner == account.id { Ok(None) } else { Err(taken()) };
+        }
+        if create_time.is_some_and(|time| time > now) {
+            return Err(Error::invalid("key.create_time", "lies in the future"));
+        }
+        let key = assemble(new, account.id.clone(), self.new_id(now)?, prefix, create_time.unwrap_or(now), now)?;
+        admit(&key, &account, &plan, now)?;
+        caller.require_covers(&key)?;
+        seen.insert(hash, account.id.clone());
+        let guards = guards(&account, &plan);
+        Ok(Some(Candidate { place, key, hash, plan, guards }))
+    }
+
+    /// Commits candidates together; where the store refuses them, each half apart, down to the one that is to blame.
+    async fn commit_candidates(
+        &self,
+        caller: &Caller,
+        all: Vec<Candidate>,
+        now: Time,
+    ) -> Result<Vec<(usize, Error)>, Error> {
+        let mut refused = Vec::new();
+        let mut batches = vec![all];
+        while let Some(mut batch) = batches.pop() {
+            let Some(first) = batch.first() else { continue };
+            let (place, plan) = (first.place, std::sync::Arc::clone(&first.plan));
+            match self.commit_batch(caller, &batch, now).await {
+                Ok(()) => {}
+                Err(CommitError::Store(error)) => return Err(error.into()),
+                Err(error) if batch.len() == 1 => refused.push((place, create_error(error, &plan))),
+                Err(_) => {
+                    // The earlier half is popped, and so committed, first.
+                    let later = batch.split_off(batch.len() / 2);
+                    batches.push(later);
+                    batches.push(batch);
+                }
+            }
+        }
+        Ok(refused)
+    }
+
+    async fn commit_batch(&self, caller: &Caller, batch: &[Candidate], now: Time) -> Result<(), CommitError> {
+        let mut all_guards: Vec<Guard> = Vec::new();
+        for guard in batch.iter().flat_map(|candidate| &candidate.guards) {
+            if !all_guards.contains(guard) {
+                all_guards.push(guard.clone());
+            }
+        }
+        let secret = |hash| StoredSecret { hash, pepper_id: None };
+        let event =
+            |key: &Key| AuditEvent { action: "key.import", subject: key.id.to_string(), details: created_details(key) };
+        let commit = Commit {
+            time: now,
+            actor: caller.name(),
+            guards: all_guards,
+            events: batch.iter().map(|candidate| event(&candidate.key)).collect(),
+            writes: batch.iter().map(|c| Write::InsertKey(c.key.clone(), secret(c.hash))).collect(),
+        };
+        let revision = self.commit(commit).await?;
+        for Candidate { key, hash, .. } in batch {
+            let key = Key { revision, ..key.clone() };
+            let record = KeyRecord::new(&key, self.index.intern(&key.policy), None);
+            self.index.insert_key(LoadedKey { id: key.id, account_id: key.account_id, hash: *hash, record });
+        }
+        self.index.set_revision(revision);
+        Ok(())
+    }
+}
+
+fn taken() -> Error {
+    Error::AlreadyExists("there is another key with the same secret".to_owned())
+}

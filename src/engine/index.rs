@@ -1,0 +1,271 @@
+//! Every key in memory, by the hash of its secret, so that a check does no I/O and a miss is final.
+//!
+//! Readers take no lock. Writers come one at a time, from the engine after its commit, or from the loader at start; what
+//! they write is compared by revision, so that an older state never replaces a newer one.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwap;
+use foldhash::fast::RandomState;
+use papaya::HashMap as LockFreeMap;
+use tokio::sync::watch;
+
+use crate::decision::{AccountTerms, KeyRecord, PreviousHash};
+use crate::domain::{Account, AccountId, Environment, KeyId, Plan, PlanId, Policy, Revision, SecretHash, Time};
+use crate::store::{LoadedKey, RetiredSecret};
+
+use super::meter::{AccountMeter, KeyMeter};
+
+/// A key. One of these stands for it as long as the process lives; what can change about it is behind `record`.
+#[derive(Debug)]
+pub(super) struct KeyEntry {
+    pub(super) id: KeyId,
+    pub(super) account: Arc<AccountEntry>,
+    pub(super) record: ArcSwap<KeyRecord>,
+    meter: Mutex<Option<Box<KeyMeter>>>,
+    /// The second in which it was last noted as a caller.
+    pub(super) touched_seconds: AtomicU32,
+}
+
+impl KeyEntry {
+    fn new(id: KeyId, account: Arc<AccountEntry>, record: KeyRecord) -> Self {
+        let record = ArcSwap::from_pointee(record);
+        Self { id, account, record, meter: Mutex::new(None), touched_seconds: AtomicU32::new(0) }
+    }
+
+    /// Runs a closure on the key's meter, under its lock.
+    pub(super) fn with_meter<T>(&self, run: impl FnOnce(&mut KeyMeter) -> T) -> T {
+        run(lock(&self.meter).get_or_insert_with(|| Box::new(KeyMeter::new())))
+    }
+
+    /// Whether it has not been noted as a caller in this second yet.
+    pub(super) fn is_first_touch_in(&self, now: Time) -> bool {
+        let second = u32::try_from(now.seconds()).unwrap_or(0);
+        self.touched_seconds.load(Ordering::Relaxed) != second
+            && self.touched_seconds.swap(second, Ordering::Relaxed) != second
+    }
+}
+
+/// An account, likewise.
+#[derive(Debug)]
+pub(super) struct AccountEntry {
+    pub(super) state: ArcSwap<AccountState>,
+    live: Mutex<AccountMeter>,
+    test: Mutex<AccountMeter>,
+}
+
+/// What can change about an account.
+#[derive(Debug)]
+pub(super) struct AccountState {
+    pub(super) account: Account,
+    pub(super) plan: Arc<Plan>,
+    pub(super) terms: Arc<AccountTerms>,
+}
+
+impl AccountEntry {
+    fn new(account: Account, plan: Arc<Plan>) -> Self {
+        let state = ArcSwap::from_pointee(AccountState::new(account, plan));
+        Self { state, live: Mutex::default(), test: Mutex::default() }
+    }
+
+    /// The meter that the keys of one environment share.
+    pub(super) fn meter(&self, environment: Environment) -> MutexGuard<'_, AccountMeter> {
+        match environment {
+            Environment::Live => lock(&self.live),
+            Environment::Test => lock(&self.test),
+        }
+    }
+}
+
+impl AccountState {
+    fn new(account: Account, plan: Arc<Plan>) -> Self {
+        let terms = Arc::new(AccountTerms::new(&account, &plan));
+        Self { account, plan, terms }
+    }
+}
+
+/// What a hash leads to.
+#[derive(Clone, Debug)]
+pub(super) struct Found {
+    pub(super) entry: Arc<KeyEntry>,
+    /// Whether a rotation has replaced the secret.
+    retired: bool,
+}
+
+impl Found {
+    /// Until when the secret with this hash verifies, by a record of its key. Absent where it is the key's present one.
+    pub(super) fn secret_expire_time(&self, hash: &SecretHash, record: &KeyRecord) -> Option<Time> {
+        let previous = record.previous.as_ref().filter(|previous| previous.hash == *hash);
+        self.retired.then(|| previous.map_or(Time::from_millis(i64::MIN), |previous| previous.expire_time))
+    }
+}
+
+/// All keys, accounts and plans.
+#[derive(Debug)]
+pub(super) struct Index {
+    secrets: LockFreeMap<SecretHash, Found, RandomState>,
+    accounts: LockFreeMap<AccountId, Arc<AccountEntry>, RandomState>,
+    plans: Mutex<HashMap<PlanId, Arc<Plan>>>,
+    /// Equal policies share one allocation.
+    policies: Mutex<HashSet<Arc<Policy>>>,
+    revision: watch::Sender<Revision>,
+}
+
+impl Index {
+    pub(super) fn new() -> Self {
+        Self {
+            secrets: LockFreeMap::with_hasher(RandomState::default()),
+            accounts: LockFreeMap::with_hasher(RandomState::default()),
+            plans: Mutex::default(),
+            policies: Mutex::default(),
+            revision: watch::Sender::new(Revision::ZERO),
+        }
+    }
+
+    /// The key that a secret with this hash is, or was, of.
+    pub(super) fn find(&self, hash: &SecretHash) -> Option<Found> {
+        self.secrets.pin().get(hash).cloned()
+    }
+
+    /// An account by its id.
+    pub(super) fn account(&self, id: &AccountId) -> Option<Arc<AccountEntry>> {
+        self.accounts.pin().get(id).cloned()
+    }
+
+    /// A plan by its id.
+    pub(super) fn plan(&self, id: &PlanId) -> Option<Arc<Plan>> {
+        lock(&self.plans).get(id).cloned()
+    }
+
+    /// Secrets that it holds, retired ones included.
+    pub(super) fn secrets_len(&self) -> usize {
+        self.secrets.len()
+    }
+
+    /// Accounts that it holds.
+    pub(super) fn accounts_len(&self) -> usize {
+        self.accounts.len()
+    }
+
+    /// The revision up to which every change is applied.
+    pub(super) fn revision(&self) -> Revision {
+        *self.revision.borrow()
+    }
+
+    /// Follows [`Self::revision`].
+    pub(super) fn watch_revision(&self) -> watch::Receiver<Revision> {
+        self.revision.subscribe()
+    }
+
+    /// Says that every change up to this revision is applied.
+    pub(super) fn set_revision(&self, revision: Revision) {
+        self.revision.send_if_modified(|current| {
+            let newer = revision > *current;
+            if newer {
+                *current = revision;
+            }
+            newer
+        });
+    }
+
+    /// Puts a plan in, and its new terms before every account that is on it.
+    pub(super) fn put_plan(&self, plan: Plan) {
+        let mut plans = lock(&self.plans);
+        if plans.get(&plan.id).is_some_and(|old| old.revision > plan.revision) {
+            return;
+        }
+        let plan = Arc::new(plan);
+        plans.insert(plan.id.clone(), Arc::clone(&plan));
+        for entry in self.accounts.pin().values() {
+            let state = entry.state.load();
+            if state.account.plan == plan.id {
+                entry.state.store(Arc::new(AccountState::new(state.account.clone(), Arc::clone(&plan))));
+            }
+        }
+    }
+
+    /// Takes a plan out. No account is on it.
+    pub(super) fn remove_plan(&self, id: &PlanId) {
+        lock(&self.plans).remove(id);
+    }
+
+    /// Puts an account in. False if its plan is not there.
+    pub(super) fn put_account(&self, account: Account) -> bool {
+        // Under the lock of the plans, so that a plan's change and an account's can't miss each other.
+        let plans = lock(&self.plans);
+        let Some(plan) = plans.get(&account.plan).cloned() else { return false };
+        let accounts = self.accounts.pin();
+        match accounts.get(&account.id) {
+            Some(entry) => {
+                if entry.state.load().account.revision <= account.revision {
+                    entry.state.store(Arc::new(AccountState::new(account, plan)));
+                }
+            }
+            None => {
+                accounts.insert(account.id.clone(), Arc::new(AccountEntry::new(account, plan)));
+            }
+        }
+        true
+    }
+
+    /// Puts a key in that is not there yet. False if its account is not there.
+    pub(super) fn insert_key(&self, loaded: LoadedKey) -> bool {
+        let Some(account) = self.account(&loaded.account_id) else { return false };
+        let entry = Arc::new(KeyEntry::new(loaded.id, account, loaded.record));
+        self.secrets.pin().insert(loaded.hash, Found { entry, retired: false });
+        true
+    }
+
+    /// Puts a changed record in the place of the one before.
+    pub(super) fn update_key(&self, hash: &SecretHash, record: KeyRecord) {
+        let secrets = self.secrets.pin();
+        let Some(found) = secrets.get(hash) else { return };
+        let record = Arc::new(record);
+        found.entry.record.rcu(|old| Arc::clone(if old.revision > record.revision { old } else { &record }));
+    }
+
+    /// Gives a key a new secret. `record` names the present one as its previous.
+    pub(super) fn rotate_key(&self, present: &SecretHash, new: SecretHash, record: KeyRecord) {
+        let Some(Found { entry, .. }) = self.find(present) else { return };
+        let secrets = self.secrets.pin();
+        secrets.insert(new, Found { entry: Arc::clone(&entry), retired: false });
+        self.update_key(present, record);
+        secrets.insert(*present, Found { entry, retired: true });
+    }
+
+    /// Puts in a secret that a rotation replaced. Of several of one key the one that verifies for longest is the
+    /// previous one; a rotation ends all others.
+    pub(super) fn add_retired(&self, retired: &RetiredSecret) {
+        let Some(Found { entry, .. }) = self.find(&retired.current) else { return };
+        let record = entry.record.load();
+        if record.previous.as_ref().is_none_or(|previous| previous.expire_time < retired.expire_time) {
+            let previous = PreviousHash { hash: retired.hash, expire_time: retired.expire_time };
+            entry.record.store(Arc::new(KeyRecord { previous: Some(Arc::new(previous)), ..KeyRecord::clone(&record) }));
+        }
+        self.secrets.pin().insert(retired.hash, Found { entry, retired: true });
+    }
+
+    /// The shared copy of a policy.
+    pub(super) fn intern(&self, policy: &Policy) -> Arc<Policy> {
+        let mut policies = lock(&self.policies);
+        if let Some(known) = policies.get(policy) {
+            return Arc::clone(known);
+        }
+        // Those that no key has any more make room before there are too many.
+        if policies.len() >= POLICIES_SWEPT_AT && policies.len().is_power_of_two() {
+            policies.retain(|policy| Arc::strong_count(policy) > 1);
+        }
+        let policy = Arc::new(policy.clone());
+        policies.insert(Arc::clone(&policy));
+        policy
+    }
+}
+
+const POLICIES_SWEPT_AT: usize = 1_024;
+
+/// A lock whose holder panicked still guards data that is whole: every critical section here leaves it so at each step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

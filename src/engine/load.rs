@@ -1,0 +1,73 @@
+//! Filling the index from the store, at start.
+
+use thiserror::Error;
+use tokio::sync::mpsc;
+
+use crate::domain::Revision;
+use crate::store::{Loaded, StoreError};
+
+use super::Engine;
+use super::pepper::PepperError;
+
+/// Parts of the snapshot that wait to be put into the index.
+const PARTS_WAITING_MAX: usize = 8;
+
+/// Why the index could not be filled.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    /// The store did not answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Keys could not be verified.
+    #[error(transparent)]
+    Pepper(#[from] PepperError),
+    /// A record belongs to one that is not there.
+    #[error("the store holds {0} that belong to no account, or accounts that belong to no plan; run `tollgate doctor`")]
+    Orphans(usize),
+}
+
+impl Engine {
+    /// Fills the index with all that the store holds. Until it returns, checks of keys that are not there yet would be
+    /// answered UNKNOWN, so nobody may be served before.
+    pub async fn load(&self) -> Result<Revision, LoadError> {
+        let known: Vec<&str> = self.hasher.pepper_ids().collect();
+        let used = self.store.pepper_ids().await?;
+        if let Some(lost) = used.into_iter().find(|id| !known.contains(&id.as_str())) {
+            return Err(PepperError::Lost(lost).into());
+        }
+        let (sink, mut parts) = mpsc::channel(PARTS_WAITING_MAX);
+        let mut orphans = 0;
+        let fill = async {
+            while let Some(part) = parts.recv().await {
+                orphans += self.put(part);
+            }
+        };
+        let (revision, ()) = tokio::join!(self.store.load(sink), fill);
+        let revision = revision?;
+        if orphans > 0 {
+            return Err(LoadError::Orphans(orphans));
+        }
+        self.index.set_revision(revision);
+        Ok(revision)
+    }
+
+    /// Puts a part in. Returns how many records had no place.
+    fn put(&self, part: Loaded) -> usize {
+        match part {
+            Loaded::Plans(plans) => {
+                plans.into_iter().for_each(|plan| self.index.put_plan(plan));
+                0
+            }
+            Loaded::Accounts(accounts) => {
+                accounts.into_iter().filter(|account| !self.index.put_account(account.clone())).count()
+            }
+            Loaded::Keys(keys) => {
+                keys.into_iter().map(|key| self.index.insert_key(key)).filter(|placed| !placed).count()
+            }
+            Loaded::RetiredSecrets(retired) => {
+                retired.iter().for_each(|secret| self.index.add_retired(secret));
+                0
+            }
+        }
+    }
+}

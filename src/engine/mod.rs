@@ -1,0 +1,156 @@
+//! The engine: finds the records that a call is about, lets `decision` decide, and keeps what comes of it.
+//!
+//! It owns the index, the budgets and the usage on its way to the store. Checks run to their end without waiting.
+//! Changes run one at a time: read, decide, commit, apply to the index. Whoever calls a change must let it run to its end
+//! even if the client goes away, or the index would miss what the store has (`transport` spawns them).
+
+mod account;
+mod authority;
+mod budget;
+mod check;
+mod error;
+mod import;
+mod index;
+mod key;
+mod key_read;
+mod load;
+mod meter;
+pub mod pepper;
+mod plan;
+mod usage;
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::ambient::Clock;
+use crate::decision::secret::{Brand, Hasher};
+use crate::domain::Revision;
+use crate::store::{Commit, CommitError, SharedStore, StoreError};
+
+pub use account::AccountPatch;
+pub use authority::{Caller, KeyCaller};
+pub use check::{Answer, Check, Subject};
+pub use error::{Error, Violation};
+pub use import::{ImportOutcome, ImportRow};
+pub use key::{KeyPatch, MadeKey, NewKey, RevokedKey};
+pub use key_read::{KeyFilter, KeyView, SelfView};
+pub use load::LoadError;
+pub use meter::{Charge, CreditStatus, Level, LimitStatus};
+pub use plan::PlanPatch;
+pub use usage::{Granularity, UsageBucket, UsageReport, UsageSum};
+
+/// Times that a change is tried again when another process changed the same record in between.
+const COMMIT_TRIES_MAX: u32 = 4;
+
+/// What the configuration says to the engine.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What secrets begin with.
+    pub brand: Brand,
+    /// Turns credentials into what is stored of them.
+    pub hasher: Hasher,
+    /// Checks of one key that are allowed in one second; 0: no ceiling.
+    pub key_checks_per_second: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { brand: Brand::default(), hasher: Hasher::plain(), key_checks_per_second: 0 }
+    }
+}
+
+/// Keys, accounts, plans and what is left of their budgets.
+#[derive(Debug)]
+pub struct Engine {
+    store: SharedStore,
+    clock: Clock,
+    brand: Brand,
+    hasher: Hasher,
+    options: Options,
+    index: index::Index,
+    usage: usage::UsageBuffer,
+    /// Held from the first read of a change until it is in the index, so that revisions are applied in their order.
+    changing: tokio::sync::Mutex<()>,
+}
+
+impl Engine {
+    /// With an empty index: [`Self::load`] fills it.
+    #[must_use]
+    pub fn new(store: SharedStore, clock: Clock, options: Options) -> Self {
+        Self {
+            store,
+            clock,
+            brand: options.brand.clone(),
+            hasher: options.hasher.clone(),
+            options,
+            index: index::Index::new(),
+            usage: usage::UsageBuffer::default(),
+            changing: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    /// Secrets and accounts in the index, and its revision.
+    #[must_use]
+    pub fn index_size(&self) -> (usize, usize, Revision) {
+        (self.index.secrets_len(), self.index.accounts_len(), self.index.revision())
+    }
+
+    /// The clock that it goes by.
+    #[must_use]
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// Waits until every change up to a revision is in the index, but no longer than `timeout`.
+    pub async fn await_revision(&self, revision: Revision, timeout: Duration) -> Result<(), Error> {
+        if self.index.revision() >= revision {
+            return Ok(());
+        }
+        let mut watch: watch::Receiver<Revision> = self.index.watch_revision();
+        match tokio::time::timeout(timeout, watch.wait_for(|current| *current >= revision)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(Error::Unavailable(format!(
+                "this process has applied revision {} and not yet {}, which `min_revision` asks for",
+                self.index.revision().number(),
+                revision.number()
+            ))),
+        }
+    }
+
+    /// Commits, and logs a store that cannot. The caller applies the change to the index and then says
+    /// [`index::Index::set_revision`].
+    async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
+        let action = commit.events.first().map_or("none", |event| event.action);
+        let result = self.store.commit(commit).await;
+        if let Err(CommitError::Store(error)) = &result {
+            tracing::error!(%error, action, "a change was not made, because the store cannot be written");
+        }
+        result
+    }
+
+    /// Passes on what was read, and logs a store that cannot be.
+    async fn read<T>(&self, reading: impl Future<Output = Result<T, StoreError>>) -> Result<T, Error> {
+        reading.await.map_err(|error| {
+            tracing::error!(%error, "the store cannot be read");
+            Error::from(error)
+        })
+    }
+}
+
+/// What a change that the store refused means where nothing more particular is known.
+fn commit_error(error: CommitError) -> Error {
+    match error {
+        CommitError::Store(error) => error.into(),
+        CommitError::Stale => {
+            Error::Unavailable("another process keeps changing the same record; repeat the call".to_owned())
+        }
+        CommitError::NameTaken(name) => Error::AlreadyExists(format!("the account has another key called `{name}`")),
+        CommitError::HashTaken(_) => Error::AlreadyExists("there is another key with the same secret".to_owned()),
+        CommitError::IdTaken => Error::AlreadyExists("the id is taken".to_owned()),
+        CommitError::NoParent => Error::Internal("the record belongs to one that does not exist".to_owned()),
+        CommitError::PlanInUse => Error::Internal("accounts are on the plan".to_owned()),
+        CommitError::TooManyKeys => Error::Internal("the account has no room for another key".to_owned()),
+        CommitError::NotEmpty => Error::Internal("the store holds keys already".to_owned()),
+    }
+}

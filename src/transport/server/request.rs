@@ -1,0 +1,160 @@
+//! What surrounds each request: shedding, and its deadline.
+//!
+//! The hot path pays next to nothing for either. A hot request is polled once first, and since it is answered from
+//! memory, that completes it as a rule: no counter that workers share is touched, and no timer is set.
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::Poll;
+use std::time::Duration;
+
+use http::{HeaderMap, Request, Response};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+use tonic::body::Body;
+use tonic::{Code, Status};
+
+use super::{PeerInfo, RequestClass, ServerOptions, Service, Shared};
+use crate::telemetry::metrics::RpcLabel;
+
+/// What the requests of one connection share. Each holds it by a reference count that no other worker touches.
+#[derive(Debug)]
+pub(super) struct Guard {
+    pub(super) shared: Arc<Shared>,
+    pub(super) peer: PeerInfo,
+}
+
+impl Guard {
+    /// Answers a request by the service, within bounds.
+    pub(super) async fn answer<S: Service>(
+        self: Arc<Self>,
+        mut service: S,
+        mut request: Request<Incoming>,
+    ) -> Result<Response<Body>, Infallible> {
+        let options = &self.shared.options;
+        let path = request.uri().path();
+        let (class, rpc) = ((options.classify)(path), RpcLabel::from_path(path));
+        let limit = time_limit(options, class, request.headers());
+        request.extensions_mut().insert(self.peer.clone());
+
+        let mut place = None;
+        if class != RequestClass::Hot {
+            place = self.place();
+            if place.is_none() {
+                return Ok(self.shed(rpc, Duration::ZERO));
+            }
+        }
+        std::future::poll_fn(|cx| service.poll_ready(cx)).await?;
+        let mut call = pin!(service.call(request));
+        if let Poll::Ready(answer) = std::future::poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx))).await {
+            return answer;
+        }
+
+        let since = Instant::now();
+        place = place.or_else(|| self.place());
+        if place.is_none() {
+            return Ok(self.shed(rpc, since.elapsed()));
+        }
+        match tokio::time::timeout_at(since + limit, call).await {
+            Ok(answer) => answer,
+            Err(_) => Ok(self.time_out(rpc, limit)),
+        }
+    }
+
+    /// A place among the requests under way, unless all are taken.
+    fn place(&self) -> Option<Place<'_>> {
+        let place = Place(&self.shared.in_flight);
+        (place.0.fetch_add(1, Relaxed) < self.shared.options.in_flight_max).then_some(place)
+    }
+
+    fn shed(&self, rpc: RpcLabel, took: Duration) -> Response<Body> {
+        self.shared.metrics.requests_shed.inc();
+        self.shared.metrics.rpc(rpc, Code::ResourceExhausted, took);
+        Status::resource_exhausted("the server has too many requests under way; try again after a moment").into_http()
+    }
+
+    fn time_out(&self, rpc: RpcLabel, limit: Duration) -> Response<Body> {
+        self.shared.metrics.request_timeouts.inc();
+        self.shared.metrics.rpc(rpc, Code::DeadlineExceeded, limit);
+        Status::deadline_exceeded(format!("no answer within {limit:?}")).into_http()
+    }
+}
+
+/// A place among the requests under way; given back when dropped, also where it was one too many.
+#[derive(Debug)]
+struct Place<'a>(&'a AtomicUsize);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// The server's limit, or the caller's where that is shorter. What can't be read as a limit is none.
+fn time_limit(options: &ServerOptions, class: RequestClass, headers: &HeaderMap) -> Duration {
+    let limit = match class {
+        RequestClass::Hot | RequestClass::Ordinary => options.request_timeout,
+        RequestClass::Long => options.long_request_timeout,
+    };
+    let asked = headers.get("grpc-timeout").and_then(|value| parse_timeout(value.as_bytes()));
+    asked.map_or(limit, |asked| asked.min(limit))
+}
+
+/// `TimeoutValue TimeoutUnit` of gRPC over HTTP/2: 1 to 8 digits and a letter.
+fn parse_timeout(text: &[u8]) -> Option<Duration> {
+    let (unit, digits) = text.split_last()?;
+    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let number: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    match unit {
+        b'H' => Some(Duration::from_secs(number * 3_600)),
+        b'M' => Some(Duration::from_secs(number * 60)),
+        b'S' => Some(Duration::from_secs(number)),
+        b'm' => Some(Duration::from_millis(number)),
+        b'u' => Some(Duration::from_micros(number)),
+        b'n' => Some(Duration::from_nanos(number)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn callers_can_shorten_the_limit_and_not_extend_it() {
+        let options = ServerOptions {
+            request_timeout: Duration::from_secs(10),
+            long_request_timeout: Duration::from_mins(10),
+            ..ServerOptions::default()
+        };
+        for (class, header, seconds) in [
+            (RequestClass::Ordinary, None, 10),
+            (RequestClass::Hot, Some("3S"), 3),
+            (RequestClass::Ordinary, Some("1H"), 10),
+            (RequestClass::Long, Some("1H"), 600),
+            (RequestClass::Long, Some("2M"), 120),
+            (RequestClass::Ordinary, Some("soon"), 10),
+        ] {
+            let headers = header.map(|value| (http::HeaderName::from_static("grpc-timeout"), value.parse().unwrap()));
+            let headers = HeaderMap::from_iter(headers);
+            assert_eq!(time_limit(&options, class, &headers), Duration::from_secs(seconds), "{class:?} {header:?}");
+        }
+    }
+
+    #[test]
+    fn timeouts_are_read_as_the_protocol_writes_them() {
+        for (text, nanos) in
+            [("1n", 1), ("2u", 2_000), ("3m", 3_000_000), ("0S", 0), ("99999999H", 359_999_996_400_000_000_000)]
+        {
+            assert_eq!(parse_timeout(text.as_bytes()).map(|d| d.as_nanos()), Some(nanos), "{text}");
+        }
+        for wrong in ["", "S", "1", "-1S", "+1S", "1.5S", "1s", "100000000S", "1 S", "é"] {
+            assert_eq!(parse_timeout(wrong.as_bytes()), None, "{wrong}");
+        }
+    }
+}
