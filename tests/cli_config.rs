@@ -231,3 +231,52 @@ fn what_is_shown_reads_back_as_the_same() {
     let key = KEYS.iter().find(|key| key.name == "check.http_status").unwrap();
     assert_eq!(key.show(&config).unwrap(), shown);
 }
+
+#[test]
+fn the_documented_table_is_the_table_of_settings() {
+    let documented = include_str!("../docs/configuration.md");
+    let cell = |text: &str| text.replace('|', "\\|");
+    let row = |key: &tollgate::config::Key| {
+        let default = key.show(&Config::default()).map_or_else(|| "not set".to_owned(), |value| format!("`{value}`"));
+        format!(
+            "| `{}` | `{}` | `--{}` | {} | {} | {} |",
+            key.name,
+            key.env(),
+            key.flag(),
+            cell(&default),
+            cell(&key.allowed()),
+            cell(key.help)
+        )
+    };
+    let expected: Vec<String> = KEYS.iter().map(row).collect();
+    let rows: Vec<&str> = documented.lines().filter(|line| line.starts_with("| `") && line.contains("`--")).collect();
+    assert!(rows == expected, "docs/configuration.md should have these rows:\n{}\n", expected.join("\n"));
+}
+
+#[test]
+fn the_example_has_every_setting_at_its_default_and_holds() {
+    let example = include_str!("../deploy/tollgate.toml");
+    assert_eq!(loaded(example, &[], &[]).config, Config::default());
+    let mut rows = 0;
+    let mut section = "";
+    for line in example.lines() {
+        if let Some(name) = line.strip_prefix('[') {
+            section = name.trim_end_matches(']');
+        }
+        let Some((name, value)) = line.strip_prefix("# ").and_then(|line| line.split_once(" = ")) else { continue };
+        let key = KEYS.iter().find(|key| key.name == format!("{section}.{name}")).unwrap_or_else(|| panic!("{line}"));
+        if let Some(default) = key.show(&Config::default()) {
+            assert_eq!(value, default, "{section}.{name}");
+        }
+        let cert = "\n[server.tls]\ncert_file = \"c\"\nkey_file = \"k\"\n";
+        let cert = if section == "server.tls" { "" } else { cert };
+        let file = format!("[{section}]\n{name} = {value}\n{cert}");
+        let (sources, _dir) = sources(&file, &[], &[]);
+        // One of the certificate's files alone is a contradiction, which is not what is looked at here.
+        if let Err(error) = load(&sources) {
+            assert!(section == "server.tls" && error.to_string().contains("needs"), "{line}: {error}");
+        }
+        rows += 1;
+    }
+    assert_eq!(rows, KEYS.len());
+}

@@ -16,7 +16,7 @@ use crate::proto::v1::{
 /// The key is never an argument, because arguments are seen by every user of the machine and kept by the shell.
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
-    /// A file that holds the key to check; `-` is standard input. Where left out, it is TOLLGATE_CHECK_KEY, or else
+    /// A file that holds the key to check; `-` is standard input. Where left out, it is `TOLLGATE_CHECK_KEY`, or else
     /// standard input.
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,

@@ -41,7 +41,7 @@ pub(super) struct ClientArgs {
     /// Its private key (PEM).
     #[arg(long, global = true, env = "TOLLGATE_CLIENT_KEY", value_name = "FILE")]
     client_key: Option<PathBuf>,
-    /// A file that holds the caller's API key, instead of TOLLGATE_TOKEN.
+    /// A file that holds the caller's API key, instead of `TOLLGATE_TOKEN`.
     #[arg(long, global = true, env = "TOLLGATE_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
     /// How long a call may take, as in `5s` [default: 15s; an import has no bound of its own].
@@ -86,7 +86,7 @@ impl ClientArgs {
             _ => return Err(wrong(&"the scheme is neither `http` nor `https`")),
         }
         endpoint = endpoint
-            .connect_timeout(CONNECT_TIMEOUT)
+            .connect_timeout(self.timeout.unwrap_or(CONNECT_TIMEOUT).min(CONNECT_TIMEOUT))
             .user_agent(concat!("tollgate-cli/", env!("CARGO_PKG_VERSION")))
             .map_err(|error| wrong(&error))?;
         if let Some(timeout) = timeout {

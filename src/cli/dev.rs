@@ -54,24 +54,21 @@ fn render_for(info: &DevInfo, program: &str) -> String {
         "\nTollgate for development: gRPC on {}, HTTP on {}, database {}\n\n",
         info.grpc_addr, info.http_addr, info.database
     );
-    let (operator, live) = match &info.secrets {
-        Some(secrets) => {
-            let (operator, live) = (secrets.operator.expose_secret(), secrets.live.expose_secret());
-            _ = write!(
-                text,
-                "Made a demo account, {}. Its keys are shown this once:\n\n  \
-                 operator key  {operator}\n  live key      {live}\n  test key      {}\n\n",
-                info.account_id,
-                secrets.test.expose_secret(),
-            );
-            (operator.to_owned(), live.to_owned())
-        }
-        None => {
-            _ = write!(text, "{}", kept(info));
-            ("$TOLLGATE_TOKEN".to_owned(), "$LIVE_KEY".to_owned())
-        }
+    let (operator, live) = if let Some(secrets) = &info.secrets {
+        let (operator, live) = (secrets.operator.expose_secret(), secrets.live.expose_secret());
+        _ = write!(
+            text,
+            "Made a demo account, {}. Its keys are shown this once:\n\n  \
+             operator key  {operator}\n  live key      {live}\n  test key      {}\n\n",
+            info.account_id,
+            secrets.test.expose_secret(),
+        );
+        (operator, live)
+    } else {
+        text.push_str(&kept(info));
+        ("$TOLLGATE_TOKEN", "$LIVE_KEY")
     };
-    text.push_str(&commands(info, program, &operator, &live));
+    text.push_str(&commands(info, program, operator, live));
     text
 }
 
@@ -125,7 +122,7 @@ fn reachable(addr: SocketAddr) -> SocketAddr {
     let ip = match addr.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        ip => ip,
+        ip @ (IpAddr::V4(_) | IpAddr::V6(_)) => ip,
     };
     SocketAddr::new(ip, addr.port())
 }

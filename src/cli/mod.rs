@@ -141,7 +141,13 @@ fn run(cli: Cli) -> Outcome {
         Command::Config(command) => config_command::run(&command, output),
         Command::Completions { shell } => completions(shell),
         Command::Plans(plans::PlansCommand::Apply(apply)) if apply.is_local() => plans::apply_local(&apply, output),
-        command => {
+        command @ (Command::Keys(_)
+        | Command::Accounts(_)
+        | Command::Plans(_)
+        | Command::Check(_)
+        | Command::Usage(_)
+        | Command::Me
+        | Command::Health { .. }) => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let outcome = runtime.block_on(call(&cli.client, command, output));
             // An import that failed may still wait for its standard input.

@@ -52,9 +52,7 @@ pub(super) fn doctor(args: &ConfigArgs, output: Output) -> Outcome {
         .into_iter()
         .map(|app::Finding { ok, what, advice }| Finding { ok, what, advice })
         .collect();
-    let advice = "see the warning".to_owned();
-    let warnings = config.warnings().into_iter().map(|what| Finding { ok: false, what, advice: advice.clone() });
-    findings.extend(warnings);
+    findings.extend(config.warnings().into_iter().map(|what| Finding { ok: false, what, advice: String::new() }));
     if output == Output::Json {
         out::json(&findings)?;
     } else {

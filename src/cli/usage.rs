@@ -76,7 +76,7 @@ fn row(bucket: &UsageBucket, from: String) -> [String; 8] {
     let verdicts: Vec<String> = bucket.by_verdict.iter().map(|(name, count)| format!("{name}={count}")).collect();
     let environment = match Environment::try_from(bucket.environment).unwrap_or_default() {
         Environment::Unspecified => "-".into(),
-        other => out::short(other.as_str_name(), "ENVIRONMENT_"),
+        other @ (Environment::Live | Environment::Test) => out::short(other.as_str_name(), "ENVIRONMENT_"),
     };
     let key = if bucket.key_id.is_empty() { "-" } else { &bucket.key_id };
     [

@@ -79,7 +79,9 @@ pub(super) fn show_limit(limit: &Limit) -> String {
 pub(super) fn show_period(period: Period, seconds: i32) -> String {
     match period {
         Period::Seconds => format!("{seconds}s"),
-        other => super::out::short(other.as_str_name(), "PERIOD_"),
+        Period::Unspecified | Period::Minute | Period::Hour | Period::Day | Period::Month => {
+            super::out::short(period.as_str_name(), "PERIOD_")
+        }
     }
 }
 
