@@ -30,8 +30,8 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let (plan, account, name) = (0..3_u8, 0..3_u8, 0..4_u8);
-    let (key, hash) = (1..80_u64, 1..120_u64);
+    let (plan, account, name) = (0..3_u8, 0..3_u8, 0..25_u8);
+    let (key, hash) = (1..40_u64, 1..250_u64);
     prop_oneof![
         1 => plan.clone().prop_map(Step::InsertPlan),
         1 => (plan.clone(), prop::bool::weighted(0.2)).prop_map(|(p, s)| Step::UpdatePlan(p, s)),
@@ -233,7 +233,7 @@ pub(crate) async fn reads_are_those_of_the_model(store: SharedStore) {
         Config::default(),
         proptest::test_runner::TestRng::deterministic_rng(proptest::test_runner::RngAlgorithm::ChaCha),
     );
-    let strategy = prop::collection::vec(step(), 1..4);
+    let strategy = prop::collection::vec(step(), 1..3);
     let mut model = Model::default();
     let (mut made, mut refused) = (0, BTreeMap::<String, u32>::new());
     for round in 0..600 {

@@ -41,6 +41,11 @@ pub(super) async fn open(path: &Path, mode: OpenMode) -> Result<Opened, OpenErro
     check_or_create(path)?;
     let failed = |error: sqlx::Error| OpenError::from_sqlx(path, error);
 
+    // A file that is not ours keeps its journal mode.
+    let mut connection = SqliteConnection::connect_with(&options(path)).await.map_err(failed)?;
+    schema::check(&mut connection, path).await?;
+    connection.close().await.map_err(failed)?;
+
     // Each of its own pragmas is per connection, but the journal mode, which stays in the file.
     let writer_options = options(path)
         .journal_mode(SqliteJournalMode::Wal)
