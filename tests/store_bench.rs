@@ -210,8 +210,7 @@ async fn bench() {
         None => tempfile::tempdir().unwrap(),
     };
     let path = folder.path().join("tollgate.db");
-    let open = async || -> SharedStore { Arc::new(SqliteStore::open(&path, OpenMode::Create).await.unwrap()) };
-    let store = open().await;
+    let store: SharedStore = Arc::new(SqliteStore::open(&path, OpenMode::Create).await.unwrap());
     import(&store, keys).await;
     let start = now();
     store.close().await;
@@ -222,7 +221,7 @@ async fn bench() {
         f64::from(u32::try_from(path.metadata().unwrap().len() / 1_000).unwrap()) / 1_000.0
     );
     let start = now();
-    let store = open().await;
+    let store: SharedStore = Arc::new(SqliteStore::open(&path, OpenMode::Create).await.unwrap());
     report("open", 1, start.elapsed());
     load(&store, keys).await;
     reads(&store).await;

@@ -3,7 +3,6 @@
 #![cfg(test)]
 
 #[path = "store_contract/records.rs"]
-#[expect(dead_code, reason = "the contract's cases use more of it")]
 mod records;
 
 use std::io::{BufRead as _, BufReader};
@@ -83,16 +82,15 @@ async fn one_process_at_a_time() {
     let link = folder.path().join("link.db");
     std::os::unix::fs::symlink(&path, &link).unwrap();
     for path in [&path, &link] {
-        match refusal(path).await {
-            OpenError::Locked { holder, .. } => assert_eq!(holder, format!("process {}", std::process::id())),
-            other => panic!("{other}"),
-        }
+        let error = refusal(path).await;
+        let OpenError::Locked { holder, .. } = &error else { panic!("{error}") };
+        assert_eq!(*holder, format!("process {}", std::process::id()));
     }
     store.close().await;
     let store = open(&link).await;
     store.close().await;
 
-    let (mut child, _) = start_writer(&path);
+    let (mut child, _committed) = start_writer(&path);
     let error = refusal(&path).await.to_string();
     assert!(error.contains(&format!("is in use by process {}", child.id())), "{error}");
     child.kill().unwrap();
@@ -382,12 +380,12 @@ async fn no_error_holds_a_hash() {
     with_account(&store).await;
     insert(&store, vec![(1, key(1, "a"))]).await;
     let bytes = secret(1).hash;
-    let hex: String = bytes.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = bytes.as_bytes().iter().take(4).fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
     let error = write(&store, vec![Write::InsertKey(key(2, "a"), secret(1))]).await.unwrap_err();
     let stored = store.key(key_id(1)).await.unwrap();
     let texts = [format!("{error}"), format!("{error:?}"), format!("{stored:?}"), format!("{:?}", secret(1))];
     for text in texts {
-        assert!(!text.to_lowercase().contains(&hex[..8]), "{text}");
+        assert!(!text.to_lowercase().contains(&hex), "{text}");
         assert!(!text.contains(&format!("{:?}", bytes.as_bytes())), "{text}");
     }
     store.close().await;
