@@ -156,13 +156,15 @@ async fn existing_names(
     connection: &mut SqliteConnection,
     new_keys: &[NewKey<'_>],
 ) -> Result<HashSet<(String, String)>, StoreError> {
-    let mut query = QueryBuilder::<Sqlite>::new(
-        "SELECT account_id, name FROM keys WHERE status <> 'revoked' AND (account_id, name) IN (",
-    );
+    let mut query = QueryBuilder::<Sqlite>::new("WITH asked (account_id, name) AS (");
     query.push_values(new_keys, |mut row, new_key| {
         row.push_bind(new_key.key.account_id.as_str()).push_bind(&new_key.key.name);
     });
-    query.push(")");
+    // An IN would go through the whole index.
+    query.push(
+        ") SELECT k.account_id, k.name FROM asked CROSS JOIN keys AS k INDEXED BY keys_by_name
+         ON k.account_id = asked.account_id AND k.name = asked.name AND k.status <> 'revoked'",
+    );
     let found: Vec<(String, String)> = query.build_query_as().persistent(false).fetch_all(connection).await?;
     Ok(found.into_iter().collect())
 }
