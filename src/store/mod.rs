@@ -114,7 +114,6 @@ pub enum Guard {
 
 /// One change of one record.
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "there are a few of them per commit, and they are short-lived")]
 pub enum Write {
     /// A new key.
     InsertKey(Key, StoredSecret),
