@@ -12,14 +12,14 @@ use crate::support::{TestServer, ask, call, options, start, try_start};
 async fn every_worker_gets_its_share() {
     let server = start(ServerOptions { workers: 4, ..options() });
     let mut clients = Vec::new();
-    let mut served = HashMap::<String, usize>::new();
+    let mut shares = HashMap::<String, usize>::new();
     for _ in 0..12 {
         let client = server.client().await;
-        *served.entry(ask(&client, "worker").await).or_default() += 1;
+        *shares.entry(ask(&client, "worker").await).or_default() += 1;
         clients.push(client);
     }
-    assert_eq!(served.len(), 4, "{served:?}");
-    assert!(served.values().all(|connections| *connections == 3), "{served:?}");
+    assert_eq!(shares.len(), 4, "{shares:?}");
+    assert!(shares.values().all(|connections| *connections == 3), "{shares:?}");
 }
 
 fn second(addr: SocketAddr) -> Result<TestServer, StartError> {

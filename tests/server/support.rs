@@ -17,7 +17,7 @@ use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 /// Longer than anything here can take on a machine that still works. Whatever waits for it fails, never passes.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// What the service saw, and what holds its answers back.
 #[derive(Debug, Default)]
