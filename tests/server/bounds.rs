@@ -141,6 +141,46 @@ async fn callers_can_ask_for_less_time() {
 }
 
 #[tokio::test]
+async fn a_panic_is_an_answer() {
+    let server = start(options());
+    let client = server.client().await;
+    assert_eq!(call(&client, "panic").await.unwrap_err().code(), Code::Internal);
+    call(&client, "").await.unwrap();
+}
+
+/// Run by the test below, in a process that may open few files.
+#[tokio::test]
+#[ignore = "wants a process of its own"]
+async fn few_descriptors() {
+    let server = start(options());
+    let mut streams = Vec::new();
+    while let Ok(stream) = tokio::net::TcpStream::connect(server.handle.local_addr()).await {
+        streams.push(stream);
+    }
+    let refused = r#"tollgate_connections_refused_total{reason="accept"}"#;
+    eventually("accepting fails", || server.metric(refused) >= 1.0).await;
+    // Time to spin in, which is what must not happen. A slow machine counts less, never more.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(server.metric(refused) < 50.0, "the acceptor spins");
+    drop(streams);
+    eventually("all are closed", || server.metric("tollgate_connections") < 1.0).await;
+    call(&server.client().await, "").await.unwrap();
+}
+
+#[test]
+fn a_server_out_of_descriptors_waits_and_recovers() {
+    let inner = format!("{}::few_descriptors", module_path!().split_once("::").unwrap().1);
+    let output = std::process::Command::new("sh")
+        .args(["-c", r#"ulimit -n 96 && exec "$0" "$@""#])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", &inner, "--ignored", "--nocapture"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test]
 async fn services_know_their_peer() {
     let server = start(options());
     let client = server.client().await;

@@ -47,7 +47,7 @@ impl Stage {
 }
 
 /// Answers by the service's name that is asked for: `gate` waits for the gate, `hang` for ever, `peer` and `worker`
-/// tell who asks and who answers, anything else is served at once.
+/// tell who asks and who answers, `panic` does, anything else is served at once.
 struct Actor {
     stage: Arc<Stage>,
     worker: usize,
@@ -72,6 +72,7 @@ impl Health for Actor {
                 let text = format!("{} {} {certificate:?}", peer.remote(), peer.is_encrypted());
                 return Err(Status::not_found(text));
             }
+            "panic" => panic!("as the test wanted"),
             "worker" => return Err(Status::not_found(self.worker.to_string())),
             _ => {}
         }
