@@ -111,6 +111,7 @@ fn quoted(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::app::DevSecrets;
 
     fn info(secrets: Option<DevSecrets>) -> DevInfo {
         DevInfo {
