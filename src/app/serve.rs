@@ -26,7 +26,7 @@ use crate::transport::server::{self, ServerHandle, ServerOptions, TlsFiles};
 use super::setup::{Parts, block_on, database_url};
 use super::{DevInfo, Failure, dev};
 
-/// How long callers have, at the end, to see that health says NOT_SERVING before connections are told to go.
+/// How long callers have, at the end, to see that health says `NOT_SERVING` before connections are told to go.
 const FAREWELL: Duration = Duration::from_millis(100);
 
 /// A server that serves.

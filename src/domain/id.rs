@@ -40,7 +40,7 @@ const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnop
 /// Base62 digits of 128 bits.
 const KEY_DIGITS: usize = 22;
 
-/// A key's name: `key_` and 128 bits in base62. The bits are a UUIDv7 (RFC 9562), so ids sort in order of creation,
+/// A key's name: `key_` and 128 bits in base62. The bits are a UUID of version 7 (RFC 9562), so ids sort in order of creation,
 /// as bytes and as text alike.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyId([u8; 16]);

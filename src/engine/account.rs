@@ -8,7 +8,7 @@ use crate::domain::{
 };
 use crate::store::{AuditEvent, Commit, CommitError, Guard, LoadedKey, StoredSecret, Write};
 
-use super::key::{assemble, created_details, differences};
+use super::key::{assemble, created_details, differences, new_id};
 use super::{COMMIT_TRIES_MAX, Caller, Engine, Error, MadeKey, NewKey, commit_error};
 use crate::decision::KeyRecord;
 
@@ -42,7 +42,7 @@ pub struct AccountPatch {
 impl Engine {
     /// A fresh id for an account.
     pub fn new_account_id(&self) -> Result<AccountId, Error> {
-        self.new_id(self.clock.now()).map(|id| AccountId::from_bytes(*id.as_bytes()))
+        new_id(self.clock.now()).map(|id| AccountId::from_bytes(*id.as_bytes()))
     }
 
     /// Makes an account. Its times and revision are set here.
@@ -135,7 +135,7 @@ impl Engine {
         let now = self.clock.now();
         let (secret, prefix) = self.draw_secret(Environment::Live)?;
         let (hash, pepper_id) = self.hasher.hash_new(&secret);
-        let id = self.new_id(now)?;
+        let id = new_id(now)?;
         let scopes = OPERATOR_SCOPES.iter().filter_map(|scope| Scope::parse(scope).ok()).collect();
         let new = NewKey {
             account_id: None,
@@ -160,15 +160,7 @@ impl Engine {
         let is_first = writes.len() > 1;
         let guards = if anew { Vec::new() } else { vec![Guard::NoKeys] };
         let commit = Commit { time: now, actor: "system".to_owned(), guards, writes, events };
-        let revision = self.commit(commit).await.map_err(|error| match error {
-            CommitError::NotEmpty => Error::Precondition {
-                kind: "NOT_EMPTY",
-                subject: "store".to_owned(),
-                message: "the store holds keys already; with --again another operator's key is made all the same"
-                    .to_owned(),
-            },
-            other => commit_error(other),
-        })?;
+        let revision = self.commit(commit).await.map_err(commit_error)?;
         if is_first {
             self.index.put_plan(Plan { revision, ..plan });
             self.index.put_account(Account { revision, ..account });
@@ -234,15 +226,14 @@ fn check_account(account: &Account) -> Result<(), Error> {
 }
 
 fn account_error(error: CommitError, account: &Account) -> Error {
-    match error {
-        CommitError::IdTaken => Error::AlreadyExists(format!("there is an account `{}` already", account.id)),
-        CommitError::NoParent => Error::Precondition {
-            kind: "NO_SUCH_PLAN",
-            subject: account.plan.to_string(),
-            message: format!("there is no plan `{}`", account.plan),
-        },
-        other => commit_error(other),
+    if matches!(error, CommitError::NoParent) {
+        let message = format!("there is no plan `{}`", account.plan);
+        return Error::Precondition { kind: "NO_SUCH_PLAN", subject: account.plan.to_string(), message };
     }
+    if matches!(error, CommitError::IdTaken) {
+        return Error::AlreadyExists(format!("there is an account `{}` already", account.id));
+    }
+    commit_error(error)
 }
 
 fn patched(old: &Account, patch: &AccountPatch, now: Time) -> Account {

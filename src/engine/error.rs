@@ -1,5 +1,7 @@
 //! Why a call could not be served.
 
+use std::fmt;
+
 use thiserror::Error;
 
 use crate::domain::{Invalid, Verdict};
@@ -80,17 +82,17 @@ impl Error {
     }
 
     /// There is no such key.
-    pub fn no_key(id: impl ToString) -> Self {
+    pub fn no_key(id: impl fmt::Display) -> Self {
         Self::NotFound { kind: "key", id: shown(&id.to_string()) }
     }
 
     /// There is no such account.
-    pub fn no_account(id: impl ToString) -> Self {
+    pub fn no_account(id: impl fmt::Display) -> Self {
         Self::NotFound { kind: "account", id: shown(&id.to_string()) }
     }
 
     /// There is no such plan.
-    pub fn no_plan(id: impl ToString) -> Self {
+    pub fn no_plan(id: impl fmt::Display) -> Self {
         Self::NotFound { kind: "plan", id: shown(&id.to_string()) }
     }
 }

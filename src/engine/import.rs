@@ -6,7 +6,7 @@ use crate::decision::KeyRecord;
 use crate::domain::{AccountId, Key, Plan, SecretHash, Time};
 use crate::store::{AuditEvent, Commit, CommitError, Guard, LoadedKey, StoredSecret, Write};
 
-use super::key::{admit, assemble, create_error, created_details, guards};
+use super::key::{admit, assemble, create_error, created_details, guards, new_id};
 use super::{Caller, Engine, Error, NewKey};
 
 /// A key to take over.
@@ -96,7 +96,7 @@ impl Engine {
         if create_time.is_some_and(|time| time > now) {
             return Err(Error::invalid("key.create_time", "lies in the future"));
         }
-        let key = assemble(new, account.id.clone(), self.new_id(now)?, prefix, create_time.unwrap_or(now), now)?;
+        let key = assemble(new, account.id.clone(), new_id(now)?, prefix, create_time.unwrap_or(now), now)?;
         admit(&key, &account, &plan, now)?;
         caller.require_covers(&key)?;
         seen.insert(hash, account.id.clone());

@@ -182,7 +182,7 @@ pub struct CreditStatus {
 /// What the budgets say to a cost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Charge {
-    /// ALLOWED, RATE_LIMITED or CREDITS_EXHAUSTED.
+    /// `ALLOWED`, `RATE_LIMITED` or `CREDITS_EXHAUSTED`; the caller may make it `THROTTLED`.
     pub verdict: Verdict,
     /// Every limit that applies, of the key and then of the account.
     pub limits: Vec<LimitStatus>,

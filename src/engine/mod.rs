@@ -151,6 +151,11 @@ fn commit_error(error: CommitError) -> Error {
         CommitError::NoParent => Error::Internal("the record belongs to one that does not exist".to_owned()),
         CommitError::PlanInUse => Error::Internal("accounts are on the plan".to_owned()),
         CommitError::TooManyKeys => Error::Internal("the account has no room for another key".to_owned()),
-        CommitError::NotEmpty => Error::Internal("the store holds keys already".to_owned()),
+        CommitError::NotEmpty => Error::Precondition {
+            kind: "NOT_EMPTY",
+            subject: "store".to_owned(),
+            message: "the store holds keys already; with --again another operator's key is made all the same"
+                .to_owned(),
+        },
     }
 }

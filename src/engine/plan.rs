@@ -58,14 +58,12 @@ impl Engine {
     /// Plans in the order of their ids.
     pub async fn plans(&self, caller: &Caller, after: Option<&PlanId>, rows_max: u32) -> Result<Vec<Plan>, Error> {
         require_reader(caller)?;
-        match caller.own_account() {
-            None => self.read(self.store.plans(after, rows_max)).await,
-            Some(_) => {
-                let Some(own) = self.own_plan(caller) else { return Ok(Vec::new()) };
-                let plan = self.read(self.store.plan(&own)).await?;
-                Ok(plan.into_iter().filter(|plan| after.is_none_or(|after| plan.id > *after)).collect())
-            }
+        if caller.own_account().is_none() {
+            return self.read(self.store.plans(after, rows_max)).await;
         }
+        let Some(own) = self.own_plan(caller) else { return Ok(Vec::new()) };
+        let plan = self.read(self.store.plan(&own)).await?;
+        Ok(plan.into_iter().filter(|plan| after.is_none_or(|after| plan.id > *after)).collect())
     }
 
     /// Changes a plan. With an etag only if it is still as that says.
@@ -169,15 +167,14 @@ fn check_plan(plan: &Plan) -> Result<(), Error> {
 }
 
 fn plan_error(error: CommitError, id: &PlanId) -> Error {
-    match error {
-        CommitError::IdTaken => Error::AlreadyExists(format!("there is a plan `{id}` already")),
-        CommitError::PlanInUse => Error::Precondition {
-            kind: "PLAN_IN_USE",
-            subject: id.to_string(),
-            message: format!("accounts are on the plan `{id}`; move them to another first"),
-        },
-        other => commit_error(other),
+    if matches!(error, CommitError::PlanInUse) {
+        let message = format!("accounts are on the plan `{id}`; move them to another first");
+        return Error::Precondition { kind: "PLAN_IN_USE", subject: id.to_string(), message };
     }
+    if matches!(error, CommitError::IdTaken) {
+        return Error::AlreadyExists(format!("there is a plan `{id}` already"));
+    }
+    commit_error(error)
 }
 
 fn patched(old: &Plan, patch: &PlanPatch, now: Time) -> Plan {

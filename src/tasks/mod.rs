@@ -42,7 +42,10 @@ impl Tasks {
         });
         let observe = every(OBSERVE_PERIOD, stop.clone(), {
             let (engine, metrics) = (Arc::clone(engine), Arc::clone(metrics));
-            move || observe(Arc::clone(&engine), Arc::clone(&metrics))
+            move || {
+                observe(&engine, &metrics);
+                std::future::ready(())
+            }
         });
         Self { stop, handles: vec![flush, renew, observe] }
     }
@@ -97,7 +100,7 @@ async fn renew(engine: Arc<Engine>) {
     }
 }
 
-async fn observe(engine: Arc<Engine>, metrics: Arc<Metrics>) {
+fn observe(engine: &Engine, metrics: &Metrics) {
     let gauge = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
     let (keys, accounts, revision) = engine.index_size();
     metrics.index_keys.set(gauge(keys));

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_stream::StreamExt as _;
-use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::domain::{KeyId, Revision};
@@ -13,7 +12,7 @@ use crate::proto::v1::{self, key_service_server::KeyService};
 
 use super::Api;
 use super::convert;
-use super::page_token::{last_of_page, page_token};
+use super::page::Page;
 use super::status::status_from;
 
 /// How long a check may wait for `min_revision`.
@@ -30,10 +29,11 @@ pub(super) struct Keys(pub(super) Arc<Api>);
 type Answer<T> = Result<Response<T>, Status>;
 
 impl Keys {
-    fn check(&self, metadata: &MetadataMap, request: &v1::CheckKeyRequest) -> Answer<v1::CheckKeyResponse> {
+    fn check(&self, request: &Request<v1::CheckKeyRequest>) -> Answer<v1::CheckKeyResponse> {
         let api = &*self.0;
         api.require_serving()?;
-        let caller = if api.check_needs_caller { Some(api.caller(metadata)?) } else { None };
+        let caller = if api.check_needs_caller { Some(api.caller(request)?) } else { None };
+        let request = request.get_ref();
         if let Some(caller) = &caller {
             caller.require("tollgate:check").map_err(|error| status_from(&error))?;
         }
@@ -56,16 +56,15 @@ impl Keys {
 #[tonic::async_trait]
 impl KeyService for Keys {
     async fn check_key(&self, request: Request<v1::CheckKeyRequest>) -> Answer<v1::CheckKeyResponse> {
-        let (metadata, _, message) = request.into_parts();
-        if message.min_revision > 0 {
-            let revision = Revision::new(message.min_revision);
+        if request.get_ref().min_revision > 0 {
+            let revision = Revision::new(request.get_ref().min_revision);
             self.0.engine.await_revision(revision, REVISION_WAIT).await.map_err(|error| status_from(&error))?;
         }
-        self.check(&metadata, &message)
+        self.check(&request)
     }
 
     async fn create_key(&self, request: Request<v1::CreateKeyRequest>) -> Answer<v1::CreateKeyResponse> {
-        let caller = self.0.caller(request.metadata())?;
+        let caller = self.0.caller(&request)?;
         let v1::CreateKeyRequest { key } = request.into_inner();
         let new = convert::new_key_from(key).map_err(|error| status_from(&error))?;
         let made = self.0.run(|engine| async move { engine.create_key(&caller, new).await }).await?;
@@ -73,49 +72,40 @@ impl KeyService for Keys {
     }
 
     async fn get_key(&self, request: Request<v1::GetKeyRequest>) -> Answer<v1::Key> {
-        let caller = self.0.caller(request.metadata())?;
+        let caller = self.0.caller(&request)?;
         let id = key_id(&request.get_ref().id)?;
         let view = self.0.run(|engine| async move { engine.key(&caller, id).await }).await?;
         Ok(Response::new(convert::key_view_to(&view, self.now())))
     }
 
     async fn list_keys(&self, request: Request<v1::ListKeysRequest>) -> Answer<v1::ListKeysResponse> {
-        let caller = self.0.caller(request.metadata())?;
-        let v1::ListKeysRequest { account_id, filter, page_size, page_token: token } = request.into_inner();
+        let caller = self.0.caller(&request)?;
+        let v1::ListKeysRequest { account_id, filter, page_size, page_token } = request.into_inner();
         let list = format!("keys {:?} {account_id} {filter:?}", caller.own_account());
-        let (filter, after, rows_max) = (|| {
-            let last = last_of_page(&list, &token)?;
-            let after = last.as_deref().and_then(KeyId::parse);
-            Ok((convert::filter_from(&account_id, filter)?, after, convert::page_size_from(page_size)?))
-        })()
-        .map_err(|error| status_from(&error))?;
-        // One more than the page has tells whether there is another.
-        let mut keys =
-            self.0.run(|engine| async move { engine.keys(&caller, filter, after, rows_max + 1).await }).await?;
-        let more = keys.len() > usize::try_from(rows_max).unwrap_or(usize::MAX);
-        if more {
-            keys.pop();
-        }
-        let last = keys.last().filter(|_| more).map(|stored| page_token(&list, &stored.key.id.to_string()));
+        let page = Page::asked(&list, &page_token, page_size).map_err(|error| status_from(&error))?;
+        let filter = convert::filter_from(&account_id, filter).map_err(|error| status_from(&error))?;
+        let (after, rows_max) = (page.after(KeyId::parse), page.rows_to_read());
+        let mut keys = self.0.run(|engine| async move { engine.keys(&caller, filter, after, rows_max).await }).await?;
+        let next_page_token = page.cut(&mut keys, |stored| stored.key.id.to_string());
         let now = self.now();
         let keys = keys.iter().map(|stored| convert::key_to(stored, now)).collect();
-        Ok(Response::new(v1::ListKeysResponse { keys, next_page_token: last.unwrap_or_default() }))
+        Ok(Response::new(v1::ListKeysResponse { keys, next_page_token }))
     }
 
     async fn update_key(&self, request: Request<v1::UpdateKeyRequest>) -> Answer<v1::Key> {
-        let caller = self.0.caller(request.metadata())?;
+        let caller = self.0.caller(&request)?;
         let v1::UpdateKeyRequest { key, update_mask } = request.into_inner();
         let key = key.ok_or_else(|| status_from(&Error::invalid("key", "must be set")))?;
         let id = key_id(&key.id)?;
         let etag = Some(key.etag.clone()).filter(|etag| !etag.is_empty());
-        let patch = convert::key_patch_from(key, update_mask.as_ref()).map_err(|error| status_from(&error))?;
+        let patch = convert::key_patch_from(&key, update_mask.as_ref()).map_err(|error| status_from(&error))?;
         let call = |engine: Arc<Engine>| async move { engine.update_key(&caller, id, patch, etag.as_deref()).await };
         let stored = self.0.run(call).await?;
         Ok(Response::new(convert::key_to(&stored, self.now())))
     }
 
     async fn rotate_key(&self, request: Request<v1::RotateKeyRequest>) -> Answer<v1::RotateKeyResponse> {
-        let caller = self.0.caller(request.metadata())?;
+        let caller = self.0.caller(&request)?;
         let v1::RotateKeyRequest { id, grace_period, etag } = request.into_inner();
         let id = key_id(&id)?;
         let grace_millis = convert::grace_from(grace_period.as_ref()).map_err(|error| status_from(&error))?;
@@ -128,7 +118,7 @@ impl KeyService for Keys {
     }
 
     async fn revoke_key(&self, request: Request<v1::RevokeKeyRequest>) -> Answer<v1::RevokeKeyResponse> {
-        let caller = self.0.caller(request.metadata())?;
+        let caller = self.0.caller(&request)?;
         let v1::RevokeKeyRequest { id, reason } = request.into_inner();
         let id = key_id(&id)?;
         let reason = convert::reason_from(&reason).map_err(|error| status_from(&error))?;
@@ -138,7 +128,7 @@ impl KeyService for Keys {
     }
 
     async fn get_usage(&self, request: Request<v1::GetUsageRequest>) -> Answer<v1::GetUsageResponse> {
-        let caller = self.0.caller(request.metadata())?;
+        let caller = self.0.caller(&request)?;
         let asked = convert::usage_from(request.into_inner()).map_err(|error| status_from(&error))?;
         let call = |engine: Arc<Engine>| async move {
             engine.usage(&caller, asked.of, asked.granularity, asked.time, asked.by_key).await
@@ -148,13 +138,13 @@ impl KeyService for Keys {
     }
 
     async fn get_self(&self, request: Request<v1::GetSelfRequest>) -> Answer<v1::GetSelfResponse> {
-        let caller = self.0.caller(request.metadata())?;
+        let caller = self.0.caller(&request)?;
         let view = self.0.run(|engine| async move { engine.own_key(&caller).await }).await?;
         Ok(Response::new(convert::self_to(&view, self.now())))
     }
 
     async fn get_limits(&self, request: Request<v1::GetLimitsRequest>) -> Answer<v1::GetLimitsResponse> {
-        let caller = self.0.caller(request.metadata())?;
+        let caller = self.0.caller(&request)?;
         let id = match request.get_ref().id.as_str() {
             "" => None,
             id => Some(key_id(id)?),
@@ -164,12 +154,12 @@ impl KeyService for Keys {
     }
 
     async fn refund_check(&self, request: Request<v1::RefundCheckRequest>) -> Answer<v1::RefundCheckResponse> {
-        self.0.caller(request.metadata())?;
+        self.0.caller(&request)?;
         Err(Status::unimplemented("RefundCheck is not implemented yet"))
     }
 
     async fn import_keys(&self, request: Request<Streaming<v1::ImportKeysRequest>>) -> Answer<v1::ImportKeysResponse> {
-        let caller = self.0.caller(request.metadata())?;
+        let caller = self.0.caller(&request)?;
         caller.require("tollgate:keys:write").map_err(|error| status_from(&error))?;
         let mut import = Import {
             api: &self.0,
@@ -248,11 +238,12 @@ impl Import<'_> {
         if self.done.errors.len() >= IMPORT_ERRORS_MAX {
             return;
         }
-        let (field, message) = match error {
-            Error::Invalid(violations) => {
-                violations.first().map_or_else(Default::default, |v| (v.field.clone(), v.message.clone()))
-            }
-            other => (String::new(), other.to_string()),
+        let (field, message) = if let Error::Invalid(violations) = error
+            && let Some(first) = violations.first()
+        {
+            (first.field.clone(), first.message.clone())
+        } else {
+            (String::new(), error.to_string())
         };
         self.done.errors.push(v1::ImportError { row, field, message });
     }

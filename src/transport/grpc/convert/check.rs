@@ -41,7 +41,7 @@ pub(in crate::transport::grpc) fn check_from<'a>(
         fn told(text: &str) -> Option<&str> {
             Some(text).filter(|text| !text.is_empty())
         }
-        let client_ip = told(client_ip).map(|text| text.parse::<IpAddr>());
+        let client_ip = told(client_ip).map(str::parse::<IpAddr>);
         let client_ip = client_ip.transpose().map_err(|_| Invalid::new("is neither an IPv4 nor an IPv6 address"));
         decided.client_ip = violations.take("context.client_ip", client_ip);
         decided.referrer = told(referrer);
