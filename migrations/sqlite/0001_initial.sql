@@ -86,7 +86,8 @@ CREATE TABLE audit_events (
     PRIMARY KEY (revision, seq)
 ) STRICT, WITHOUT ROWID;
 
--- Sums, clustered by key and hour: a range of hours of one key is read in one go.
+-- Sums, clustered by key and hour: a range of hours of one key is read in one go. Here and in `key_activity` no reference
+-- is declared: keys stay, and what is of an unknown key is passed over by the statement that writes.
 CREATE TABLE usage_hourly (
     key_id   BLOB NOT NULL,
     hour     INTEGER NOT NULL,

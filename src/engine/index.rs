@@ -134,11 +134,6 @@ impl Index {
         self.accounts.pin().get(id).cloned()
     }
 
-    /// A plan by its id.
-    pub(super) fn plan(&self, id: &PlanId) -> Option<Arc<Plan>> {
-        lock(&self.plans).get(id).cloned()
-    }
-
     /// Secrets that it holds, retired ones included.
     pub(super) fn secrets_len(&self) -> usize {
         self.secrets.len()

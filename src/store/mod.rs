@@ -13,6 +13,7 @@
 //! Implement [`Store`], and run `tests/store_contract.rs` on it: every case there is written against the trait alone. A
 //! change of the trait needs a case there.
 
+pub mod metered;
 pub mod sqlite;
 
 use std::sync::Arc;
@@ -113,7 +114,6 @@ pub enum Guard {
 
 /// One change of one record.
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "there are a few of them per commit, and they are short-lived")]
 pub enum Write {
     /// A new key.
     InsertKey(Key, StoredSecret),

@@ -39,7 +39,7 @@ pub enum LogError {
     Again,
 }
 
-/// Sets up the log of the process. `filter` is a level, or directives such as `info,tollgate=debug,sqlx=warn`.
+/// Sets up the log of the process, for panics too, so that these are lines of the log like all else. `filter` is a level, or directives such as `info,tollgate=debug,sqlx=warn`.
 pub fn init(format: LogFormat, filter: &str) -> Result<(), LogError> {
     let terminal = std::io::stderr().is_terminal();
     // https://no-color.org
@@ -49,7 +49,13 @@ pub fn init(format: LogFormat, filter: &str) -> Result<(), LogError> {
         LogFormat::Pretty => false,
         LogFormat::Json => true,
     };
-    subscriber(json, terminal && !plain, filter, std::io::stderr)?.try_init().map_err(|_| LogError::Again)
+    subscriber(json, terminal && !plain, filter, std::io::stderr)?.try_init().map_err(|_| LogError::Again)?;
+    std::panic::set_hook(Box::new(|panic| {
+        let message = panic.payload_as_str().unwrap_or_default();
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(place, "a thread panicked: {message}");
+    }));
+    Ok(())
 }
 
 fn subscriber<W>(json: bool, ansi: bool, filter: &str, writer: W) -> Result<Box<dyn Subscriber + Send + Sync>, LogError>

@@ -28,15 +28,16 @@ pub(super) async fn insert_keys(
 ) -> Result<(), CommitError> {
     for new_keys in new_keys.chunks(ROWS_MAX) {
         // No constraint spans both tables that hold hashes.
-        if let Some(taken) = find_retired(connection, new_keys).await? {
-            return Err(CommitError::HashTaken(taken.place));
+        let retired = taken_hashes(connection, "SELECT hash FROM retired_secrets WHERE hash IN (", new_keys).await?;
+        if !retired.is_empty() {
+            let offender = find_offender(connection, new_keys, retired).await?;
+            return Err(offender.unwrap_or(CommitError::HashTaken(0)));
         }
         match insert(connection, revision, new_keys).await? {
             Ok(_) => {}
             Err(sqlx::Error::Database(error)) if error.is_unique_violation() || error.is_foreign_key_violation() => {
-                return Err(find_offender(connection, new_keys)
-                    .await?
-                    .unwrap_or_else(|| StoreError::from(sqlx::Error::Database(error)).into()));
+                let offender = find_offender(connection, new_keys, retired).await?;
+                return Err(offender.unwrap_or_else(|| StoreError::from(sqlx::Error::Database(error)).into()));
             }
             Err(error) => return Err(StoreError::from(error).into()),
         }
@@ -78,15 +79,6 @@ async fn insert(
     Ok(query.build().persistent(new_keys.len() <= PREPARED_ROWS_MAX).execute(connection).await)
 }
 
-/// The first of these whose hash a rotation has replaced.
-async fn find_retired<'a>(
-    connection: &mut SqliteConnection,
-    new_keys: &[NewKey<'a>],
-) -> Result<Option<NewKey<'a>>, StoreError> {
-    let retired = taken_hashes(connection, "SELECT hash FROM retired_secrets WHERE hash IN (", new_keys).await?;
-    Ok(new_keys.iter().find(|new_key| retired.contains(new_key.secret.hash.as_bytes().as_slice())).copied())
-}
-
 async fn taken_hashes(
     connection: &mut SqliteConnection,
     sql: &'static str,
@@ -103,15 +95,17 @@ async fn taken_hashes(
     Ok(taken.into_iter().collect())
 }
 
-/// The first key of a statement that failed which breaks a rule, against what is stored or an earlier one of them.
+/// The first of these keys that breaks a rule, against what is stored or an earlier one of them.
 async fn find_offender(
     connection: &mut SqliteConnection,
     new_keys: &[NewKey<'_>],
+    retired: HashSet<Vec<u8>>,
 ) -> Result<Option<CommitError>, StoreError> {
     let accounts = existing_accounts(connection, new_keys).await?;
     let mut ids = existing_ids(connection, new_keys).await?;
     let mut names = existing_names(connection, new_keys).await?;
     let mut hashes = taken_hashes(connection, "SELECT secret_hash FROM keys WHERE secret_hash IN (", new_keys).await?;
+    hashes.extend(retired);
     for NewKey { place, key, secret } in new_keys {
         if !accounts.contains(key.account_id.as_str()) {
             return Ok(Some(CommitError::NoParent));
@@ -162,13 +156,15 @@ async fn existing_names(
     connection: &mut SqliteConnection,
     new_keys: &[NewKey<'_>],
 ) -> Result<HashSet<(String, String)>, StoreError> {
-    let mut query = QueryBuilder::<Sqlite>::new(
-        "SELECT account_id, name FROM keys WHERE status <> 'revoked' AND (account_id, name) IN (",
-    );
+    let mut query = QueryBuilder::<Sqlite>::new("WITH asked (account_id, name) AS (");
     query.push_values(new_keys, |mut row, new_key| {
         row.push_bind(new_key.key.account_id.as_str()).push_bind(&new_key.key.name);
     });
-    query.push(")");
+    // An IN would go through the whole index.
+    query.push(
+        ") SELECT k.account_id, k.name FROM asked CROSS JOIN keys AS k INDEXED BY keys_by_name
+         ON k.account_id = asked.account_id AND k.name = asked.name AND k.status <> 'revoked'",
+    );
     let found: Vec<(String, String)> = query.build_query_as().persistent(false).fetch_all(connection).await?;
     Ok(found.into_iter().collect())
 }

@@ -67,15 +67,14 @@ fn known<T: Clone>(
         return Ok(value.clone());
     }
     let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
-    let value = match shared.get(text) {
-        Some(value) => value.clone(),
-        None => {
-            let value = parse(text)?;
-            if shared.len() < ENTRIES_MAX {
-                shared.insert(text.into(), value.clone());
-            }
-            value
+    let value = if let Some(value) = shared.get(text) {
+        value.clone()
+    } else {
+        let value = parse(text)?;
+        if shared.len() < ENTRIES_MAX {
+            shared.insert(text.into(), value.clone());
         }
+        value
     };
     if mine.len() < ENTRIES_MAX {
         mine.insert(text.into(), value.clone());

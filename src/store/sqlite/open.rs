@@ -31,7 +31,8 @@ pub(super) struct Opened {
 
 const READERS: u32 = 4;
 
-/// How long a statement waits for a lock of SQLite's own. Only a tool beside Tollgate, such as a backup, holds one.
+/// How long a statement waits for a lock of SQLite's own, which only a tool beside Tollgate holds, such as a backup; and
+/// a read for a connection.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) async fn open(path: &Path, mode: OpenMode) -> Result<Opened, OpenError> {
@@ -40,6 +41,11 @@ pub(super) async fn open(path: &Path, mode: OpenMode) -> Result<Opened, OpenErro
     let lock = Lock::take(path)?;
     check_or_create(path)?;
     let failed = |error: sqlx::Error| OpenError::from_sqlx(path, error);
+
+    // A file that is not ours keeps its journal mode.
+    let mut connection = SqliteConnection::connect_with(&options(path)).await.map_err(failed)?;
+    schema::check(&mut connection, path).await?;
+    connection.close().await.map_err(failed)?;
 
     // Each of its own pragmas is per connection, but the journal mode, which stays in the file.
     let writer_options = options(path)
@@ -59,6 +65,7 @@ pub(super) async fn open(path: &Path, mode: OpenMode) -> Result<Opened, OpenErro
         .idle_timeout(None)
         .max_lifetime(None)
         .test_before_acquire(false)
+        .acquire_timeout(BUSY_TIMEOUT)
         .connect_with(reader_options.clone())
         .await
         .map_err(failed)?;

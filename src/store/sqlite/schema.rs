@@ -15,14 +15,21 @@ const MIGRATIONS: &[&str] = &[include_str!("../../../migrations/sqlite/0001_init
 /// Marks a database as Tollgate's: `tlgt` in SQLite's `application_id`.
 const APPLICATION_ID: i64 = 0x746c_6774;
 
-/// Checks that the database is Tollgate's, or empty, and applies what is missing: each migration in a transaction.
-pub(super) async fn migrate(connection: &mut SqliteConnection, path: &Path) -> Result<(), OpenError> {
-    let failed = |error: sqlx::Error| OpenError::from_sqlx(path, error);
+/// Checks that the database is Tollgate's, or empty, and not newer than this version. Returns how many migrations have
+/// been applied. Only reads.
+pub(super) async fn check(connection: &mut SqliteConnection, path: &Path) -> Result<i64, OpenError> {
     let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
     let found = version(connection, path).await?;
     if found > known {
         return Err(OpenError::NewerSchema { path: path.to_owned(), found, known });
     }
+    Ok(found)
+}
+
+/// Applies what is missing, each migration in a transaction.
+pub(super) async fn migrate(connection: &mut SqliteConnection, path: &Path) -> Result<(), OpenError> {
+    let failed = |error: sqlx::Error| OpenError::from_sqlx(path, error);
+    let found = check(connection, path).await?;
     for (migration, number) in MIGRATIONS.iter().zip(1_i64..) {
         if number <= found {
             continue;

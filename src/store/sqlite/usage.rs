@@ -140,9 +140,9 @@ pub(super) async fn sums(readers: &SqlitePool, wanted: &UsageQuery) -> Result<Ve
     let (Some((start, _)), Some((_, end))) = (wanted.buckets.first(), wanted.buckets.last()) else {
         return Ok(Vec::new());
     };
-    // To which bucket each hour belongs: a join on equality, which SQLite does by an index of its own.
+    // To which bucket each hour belongs: a join on equality, which SQLite does by an index of its own, if the type is told.
     let mut query = QueryBuilder::<Sqlite>::new(
-        "WITH bucket (hour, place) AS MATERIALIZED (SELECT value ->> 0, value ->> 1 FROM json_each(",
+        "WITH bucket (hour, place) AS MATERIALIZED (SELECT CAST(value ->> 0 AS INTEGER), value ->> 1 FROM json_each(",
     );
     query.push_bind(hours_json(&wanted.buckets)).push(")) SELECT b.place, ");
     query.push(if wanted.by_key { "k.id" } else { "NULL" });

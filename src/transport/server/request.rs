@@ -4,11 +4,12 @@
 //! memory, that completes it as a rule: no counter that workers share is touched, and no timer is set.
 
 use std::convert::Infallible;
-use std::pin::pin;
+use std::panic::AssertUnwindSafe;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{HeaderMap, Request, Response};
@@ -48,9 +49,10 @@ impl Guard {
             }
         }
         std::future::poll_fn(|cx| service.poll_ready(cx)).await?;
-        let mut call = pin!(service.call(request));
-        if let Poll::Ready(answer) = std::future::poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx))).await {
-            return answer;
+        let call = pin!(service.call(request));
+        let mut call = Caught(call);
+        if let Poll::Ready(answer) = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut call).poll(cx))).await {
+            return Ok(answer.unwrap_or_else(|Panicked| self.broke(rpc, Duration::ZERO)));
         }
 
         let since = Instant::now();
@@ -59,7 +61,7 @@ impl Guard {
             return Ok(self.shed(rpc, since.elapsed()));
         }
         match tokio::time::timeout_at(since + limit, call).await {
-            Ok(answer) => answer,
+            Ok(answer) => Ok(answer.unwrap_or_else(|Panicked| self.broke(rpc, since.elapsed()))),
             Err(_) => Ok(self.time_out(rpc, limit)),
         }
     }
@@ -76,10 +78,35 @@ impl Guard {
         Status::resource_exhausted("the server has too many requests under way; try again after a moment").into_http()
     }
 
+    fn broke(&self, rpc: RpcLabel, took: Duration) -> Response<Body> {
+        self.shared.metrics.rpc(rpc, Code::Internal, took);
+        Status::internal("the server failed on this request; its log says why").into_http()
+    }
+
     fn time_out(&self, rpc: RpcLabel, limit: Duration) -> Response<Body> {
         self.shared.metrics.request_timeouts.inc();
         self.shared.metrics.rpc(rpc, Code::DeadlineExceeded, limit);
         Status::deadline_exceeded(format!("no answer within {limit:?}")).into_http()
+    }
+}
+
+/// Ends with the answer, or with the news that the service panicked. Without this the caller would see a stream that was
+/// reset, and no metric would.
+struct Caught<F>(F);
+
+/// The hook of the process has told what happened.
+struct Panicked;
+
+impl<F: Future<Output = Result<Response<Body>, Infallible>> + Unpin> Future for Caught<F> {
+    type Output = Result<Response<Body>, Panicked>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        // Nothing of a service that panicked is used again: it is dropped at once.
+        match std::panic::catch_unwind(AssertUnwindSafe(|| Pin::new(&mut self.0).poll(cx))) {
+            Ok(Poll::Pending) => Poll::Pending,
+            Ok(Poll::Ready(Ok(answer))) => Poll::Ready(Ok(answer)),
+            Err(_) => Poll::Ready(Err(Panicked)),
+        }
     }
 }
 

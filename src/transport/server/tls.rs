@@ -173,3 +173,36 @@ fn certificates(what: &'static str, path: &Path, pem: &[u8]) -> Result<Vec<Certi
     }
     Ok(found)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_taken_when_they_change_and_can_be_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = TlsFiles { cert: dir.path().join("cert.pem"), key: dir.path().join("key.pem"), client_ca: None };
+        let renew = || {
+            let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+            fs::write(&files.cert, pair.cert.pem()).unwrap();
+            fs::write(&files.key, pair.signing_key.serialize_pem()).unwrap();
+        };
+        renew();
+        let tls = Tls::load(files.clone()).unwrap();
+        let first = tls.config.load_full();
+        let in_use = |config: &Arc<ServerConfig>| Arc::ptr_eq(config, &tls.config.load_full());
+        tls.reload_if_changed();
+        assert!(in_use(&first), "nothing changed");
+
+        fs::remove_file(&files.key).unwrap();
+        tls.reload_if_changed();
+        fs::write(&files.key, "half a key").unwrap();
+        tls.reload_if_changed();
+        tls.reload_if_changed();
+        assert!(in_use(&first), "what is broken is not used");
+
+        renew();
+        tls.reload_if_changed();
+        assert!(!in_use(&first), "the new files are used");
+    }
+}

@@ -1,0 +1,199 @@
+//! Serving, from the first line of the log to the last.
+//!
+//! Start: the log, the store, both ports (which answer UNAVAILABLE and not ready), the index, the tasks, ready. Stop, on
+//! SIGTERM or SIGINT: not ready, a moment for callers to see it, the gRPC port (no new connections, calls under way
+//! finish), the HTTP port, the tasks, the last usage, the store. A second signal ends the process at once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use crate::cli::dev::render;
+use crate::config::{CheckAuth, Config, LogFormat};
+use crate::proto::v1::account_service_server::SERVICE_NAME as ACCOUNT_SERVICE;
+use crate::proto::v1::key_service_server::SERVICE_NAME as KEY_SERVICE;
+use crate::proto::v1::plan_service_server::SERVICE_NAME as PLAN_SERVICE;
+use crate::tasks::{self, Tasks};
+use crate::telemetry::{self, Readiness};
+use crate::transport::grpc::{self, Api, HttpStatuses, Router};
+use crate::transport::http::{self, HttpOptions, HttpServer};
+use crate::transport::server::{self, ServerHandle, ServerOptions, TlsFiles};
+
+use super::setup::{Parts, block_on, database_url};
+use super::{Failure, dev};
+
+/// How long callers have, at the end, to see that health says NOT_SERVING before connections are told to go.
+const FAREWELL: Duration = Duration::from_millis(100);
+
+/// Serves until told to stop. `demo` makes a demo account in an empty store, and prints its keys.
+pub fn serve(config: &Config, demo: bool) -> Result<(), Failure> {
+    let format = match config.log.format {
+        LogFormat::Auto => telemetry::log::LogFormat::Auto,
+        LogFormat::Pretty => telemetry::log::LogFormat::Pretty,
+        LogFormat::Json => telemetry::log::LogFormat::Json,
+    };
+    telemetry::log::init(format, &config.log.filter)?;
+    for warning in config.warnings() {
+        tracing::warn!("{warning}");
+    }
+    block_on(run(config, demo))
+}
+
+async fn run(config: &Config, demo: bool) -> Result<(), Failure> {
+    let mut stop = Stop::listen()?;
+    let parts = Parts::prepare(config).await?;
+    let result = serve_parts(config, demo, &parts, &mut stop).await;
+    parts.close().await;
+    if result.is_ok() {
+        tracing::info!("stopped");
+    }
+    result
+}
+
+async fn serve_parts(config: &Config, demo: bool, parts: &Parts, stop: &mut Stop) -> Result<(), Failure> {
+    let readiness = Readiness::new();
+    let index = readiness.require("index");
+    let running = readiness.require("running");
+    running.set(true);
+    let http_options = HttpOptions { addr: config.server.http_addr, ..HttpOptions::default() };
+    let http = HttpServer::start(http_options, http::routes(readiness.clone(), Arc::clone(&parts.metrics)))?;
+    let (reporter, health) = tonic_health::server::health_reporter();
+    set_health(&reporter, ServingStatus::NotServing).await;
+    let serving = Arc::new(AtomicBool::new(false));
+    let api = Arc::new(api(config, parts, &serving));
+    let server = server::start(options(config), Arc::clone(&parts.metrics), move || Router::new(&api, health.clone()))?;
+
+    let result = tokio::select! {
+        loaded = load(config, demo, parts, &server, &http) => loaded.map(Some),
+        () = stop.asked() => Ok(None),
+    };
+    let tasks = match result {
+        Ok(Some(greeting)) => {
+            serving.store(true, Ordering::Release);
+            index.set(true);
+            set_health(&reporter, ServingStatus::Serving).await;
+            let tasks = Tasks::start(&parts.engine, &parts.metrics, config.usage.flush_interval);
+            crate::cli::print(&greeting);
+            stop.asked().await;
+            Some(tasks)
+        }
+        Ok(None) => None,
+        Err(error) => {
+            server.shutdown().await;
+            http.shutdown().await;
+            return Err(error);
+        }
+    };
+    tracing::info!("stopping: calls under way have {:?} to finish", config.server.drain_timeout);
+    running.set(false);
+    set_health(&reporter, ServingStatus::NotServing).await;
+    let orderly = async {
+        tokio::time::sleep(FAREWELL).await;
+        server.shutdown().await;
+        http.shutdown().await;
+        if let Some(tasks) = tasks {
+            tasks.stop().await;
+            tasks::flush(Arc::clone(&parts.engine), Arc::clone(&parts.metrics)).await;
+        }
+    };
+    tokio::select! {
+        () = orderly => Ok(()),
+        () = stop.asked() => Err("stopped by a second signal; usage of the last second may be lost".into()),
+    }
+}
+
+/// Fills the index. Returns what to print once all serve.
+async fn load(
+    config: &Config,
+    demo: bool,
+    parts: &Parts,
+    server: &ServerHandle,
+    http: &HttpServer,
+) -> Result<String, Failure> {
+    let clock = parts.engine.clock();
+    let start = clock.monotonic();
+    let revision = parts.engine.load().await?;
+    let took = clock.monotonic().saturating_sub(start);
+    let (keys, accounts, _) = parts.engine.index_size();
+    let (grpc_addr, http_addr) = (server.local_addr(), http.local_addr());
+    let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+    tracing::info!(keys, accounts, revision = revision.number(), took_ms, %grpc_addr, %http_addr, "the index is loaded");
+    let mut greeting = String::new();
+    if demo {
+        let info = dev::prepare(&parts.engine, database_url(config), grpc_addr, http_addr).await?;
+        greeting.push_str(&render(&info));
+    } else if keys == 0 {
+        tracing::warn!("there is no key yet, so nobody can call: stop, run `tollgate bootstrap`, and start again");
+    }
+    greeting.push_str(&format!("tollgate ready grpc={grpc_addr} http={http_addr}\n"));
+    Ok(greeting)
+}
+
+fn api(config: &Config, parts: &Parts, serving: &Arc<AtomicBool>) -> Api {
+    Api {
+        engine: Arc::clone(&parts.engine),
+        metrics: Arc::clone(&parts.metrics),
+        runtime: tokio::runtime::Handle::current(),
+        serving: Arc::clone(serving),
+        check_needs_caller: config.check.auth == CheckAuth::Required,
+        http_statuses: HttpStatuses::with(&config.check.http_status),
+        message_bytes_max: config.server.message_bytes_max,
+        import_message_bytes_max: config.server.import_message_bytes_max,
+        reflection: config.server.reflection,
+    }
+}
+
+fn options(config: &Config) -> ServerOptions {
+    let defaults = ServerOptions::default();
+    let server = &config.server;
+    let tls = &server.tls;
+    let files = tls.cert_file.clone().zip(tls.key_file.clone());
+    ServerOptions {
+        addr: server.grpc_addr,
+        workers: if server.workers == 0 { defaults.workers } else { server.workers },
+        connections_max: server.connections_max,
+        streams_per_connection_max: u32::try_from(server.streams_per_connection_max).unwrap_or(u32::MAX),
+        in_flight_max: server.in_flight_max,
+        request_timeout: server.request_timeout,
+        long_request_timeout: server.import_timeout,
+        classify: grpc::classify,
+        first_byte_timeout: server.first_byte_timeout,
+        tls_handshake_timeout: server.tls_handshake_timeout,
+        keepalive_interval: server.keepalive_interval,
+        keepalive_timeout: server.keepalive_timeout,
+        connection_age_max: Some(server.connection_age_max),
+        connection_age_grace: server.connection_age_grace,
+        drain_timeout: server.drain_timeout,
+        tls: files.map(|(cert, key)| TlsFiles { cert, key, client_ca: tls.client_ca_file.clone() }),
+        ..defaults
+    }
+}
+
+async fn set_health(reporter: &HealthReporter, status: ServingStatus) {
+    for service in ["", KEY_SERVICE, ACCOUNT_SERVICE, PLAN_SERVICE] {
+        reporter.set_service_status(service, status).await;
+    }
+}
+
+/// The signals that ask the process to stop.
+struct Stop {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Stop {
+    fn listen() -> Result<Self, Failure> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! What every command of the server's side begins with: the store, and the engine on it.
+
+use std::sync::Arc;
+
+use crate::ambient::Clock;
+use crate::config::{Config, Database};
+use crate::decision::secret::{Brand, Hasher};
+use crate::engine::{Engine, Options, pepper};
+use crate::store::SharedStore;
+use crate::store::metered::MeteredStore;
+use crate::store::sqlite::{OpenMode, SqliteStore};
+use crate::telemetry::metrics::Metrics;
+
+use super::Failure;
+
+/// Threads for whatever waits for the store or the HTTP port. Few, because the work is done by the workers of the gRPC
+/// port and the threads of the store.
+const BACKGROUND_THREADS: usize = 2;
+
+/// The store and the engine.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub(super) store: SharedStore,
+    pub(super) engine: Arc<Engine>,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+impl Parts {
+    /// Opens the store, creating it and bringing its schema up to date where needed. The index is still empty.
+    pub(super) async fn prepare(config: &Config) -> Result<Self, Failure> {
+        let clock = Clock::system();
+        let metrics = Arc::new(Metrics::new());
+        let hasher = match &config.keys.pepper_file {
+            Some(path) => pepper::read(path)?,
+            None => Hasher::plain(),
+        };
+        let options = Options {
+            brand: Brand::parse(&config.keys.prefix)?,
+            hasher,
+            key_checks_per_second: u32::try_from(config.check.key_checks_per_second).unwrap_or(u32::MAX),
+        };
+        let Database::Sqlite(path) = &config.store.database;
+        let store: SharedStore = Arc::new(SqliteStore::open(path, OpenMode::Create).await?);
+        let store: SharedStore = Arc::new(MeteredStore::new(store, clock.clone(), Arc::clone(&metrics)));
+        let engine = Arc::new(Engine::new(Arc::clone(&store), clock, options));
+        Ok(Self { store, engine, metrics })
+    }
+
+    /// The same, with the index filled.
+    pub(super) async fn open(config: &Config) -> Result<Self, Failure> {
+        let parts = Self::prepare(config).await?;
+        match parts.engine.load().await {
+            Ok(_) => Ok(parts),
+            Err(error) => {
+                parts.close().await;
+                Err(error.into())
+            }
+        }
+    }
+
+    pub(super) async fn close(&self) {
+        self.store.close().await;
+    }
+}
+
+/// The database as it may be shown.
+pub(super) fn database_url(config: &Config) -> String {
+    let Database::Sqlite(path) = &config.store.database;
+    format!("sqlite:{}", path.display())
+}
+
+/// Runs on a runtime for what waits.
+pub(super) fn block_on<T>(run: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(BACKGROUND_THREADS)
+        .thread_name("tollgate-background")
+        .enable_all()
+        .build()?;
+    runtime.block_on(run)
+}

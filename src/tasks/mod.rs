@@ -1,0 +1,107 @@
+//! What runs beside the calls. Each task takes no input: it has a period and a wake, looks at the state, and does what is
+//! due, so that a restart, a failure and an ordinary round are the same path.
+//!
+//! | task | does | after a crash |
+//! | --- | --- | --- |
+//! | `flush` | writes usage to the store | what was counted since the last round is lost; nothing counts twice |
+//! | `renew` | extends the expiry of keys that renew themselves | the next round finds the same keys still due |
+//! | `observe` | sets the gauges of `/metrics` | starts from the state |
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::Engine;
+use crate::telemetry::metrics::Metrics;
+
+const RENEW_PERIOD: Duration = Duration::from_secs(15);
+const OBSERVE_PERIOD: Duration = Duration::from_secs(1);
+
+/// The tasks of a process.
+#[derive(Debug)]
+pub struct Tasks {
+    stop: CancellationToken,
+    handles: Vec<JoinHandle<()>>,
+}
+
+impl Tasks {
+    /// Starts them on the current runtime. The index is loaded.
+    #[must_use]
+    pub fn start(engine: &Arc<Engine>, metrics: &Arc<Metrics>, flush_period: Duration) -> Self {
+        let stop = CancellationToken::new();
+        let flush = every(flush_period, stop.clone(), {
+            let (engine, metrics) = (Arc::clone(engine), Arc::clone(metrics));
+            move || flush(Arc::clone(&engine), Arc::clone(&metrics))
+        });
+        let renew = every(RENEW_PERIOD, stop.clone(), {
+            let engine = Arc::clone(engine);
+            move || renew(Arc::clone(&engine))
+        });
+        let observe = every(OBSERVE_PERIOD, stop.clone(), {
+            let (engine, metrics) = (Arc::clone(engine), Arc::clone(metrics));
+            move || observe(Arc::clone(&engine), Arc::clone(&metrics))
+        });
+        Self { stop, handles: vec![flush, renew, observe] }
+    }
+
+    /// Lets each finish the round that it is in, and ends it.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        for handle in self.handles {
+            if let Err(error) = handle.await {
+                tracing::error!(%error, "a task ended by a panic");
+            }
+        }
+    }
+}
+
+/// Runs a round at once and then every so often, until it is told to stop. Rounds never overlap.
+fn every<F, Fut>(period: Duration, stop: CancellationToken, mut round: F) -> JoinHandle<()>
+where
+    F: FnMut() -> Fut + Send + 'static,
+    Fut: Future<Output = ()> + Send,
+{
+    tokio::spawn(async move {
+        let mut ticks = tokio::time::interval(period);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = ticks.tick() => round().await,
+            }
+        }
+    })
+}
+
+/// Writes usage to the store. A failure is logged when it begins; until it ends, usage waits in memory.
+pub async fn flush(engine: Arc<Engine>, metrics: Arc<Metrics>) {
+    let clock = engine.clock();
+    let start = clock.monotonic();
+    match engine.flush_usage().await {
+        Ok(_) => metrics.usage_flushed(clock.now(), clock.monotonic().saturating_sub(start)),
+        Err(error) => {
+            metrics.usage_flush_failed();
+            tracing::error!(%error, "usage could not be written; it is kept in memory and written later");
+        }
+    }
+}
+
+async fn renew(engine: Arc<Engine>) {
+    match engine.renew_keys().await {
+        Ok(0) => {}
+        Ok(keys) => tracing::info!(keys, "keys renewed themselves"),
+        Err(error) => tracing::error!(%error, "keys could not renew themselves; it is tried again in {RENEW_PERIOD:?}"),
+    }
+}
+
+async fn observe(engine: Arc<Engine>, metrics: Arc<Metrics>) {
+    let gauge = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+    let (keys, accounts, revision) = engine.index_size();
+    metrics.index_keys.set(gauge(keys));
+    metrics.index_accounts.set(gauge(accounts));
+    metrics.revision.set(revision.number());
+    metrics.usage_pending_rows.set(gauge(engine.usage_lag().0));
+}

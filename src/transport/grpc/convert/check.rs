@@ -1,0 +1,202 @@
+//! Checks.
+
+use std::net::IpAddr;
+
+use crate::decision::Request;
+use crate::decision::restriction::Endpoint;
+use crate::domain::{AccountId, Invalid, ScopeRef, Verdict, caps};
+use crate::engine::{Answer, Charge, Check, CreditStatus, Error, Level, LimitStatus};
+use crate::proto::v1;
+
+use super::fields::{Violations, duration_to, environment_from, environment_to, known, timestamp_to};
+use super::limit::{algorithm_to, period_to, units_to};
+
+/// Most cost units of one check.
+const COST_MAX: i64 = 1_000_000_000_000;
+
+pub(in crate::transport::grpc) fn check_from<'a>(
+    request: &'a v1::CheckKeyRequest,
+    within: Option<&'a AccountId>,
+) -> Result<Check<'a>, Error> {
+    let v1::CheckKeyRequest {
+        key,
+        all_of,
+        any_of,
+        environment,
+        cost,
+        context,
+        mode,
+        // Both are dealt with before it comes to this.
+        operation_id: _,
+        min_revision: _,
+    } = request;
+    let mut violations = Violations::default();
+    let mut decided = Request {
+        all_of: scopes_from(&mut violations, "all_of", all_of),
+        any_of: scopes_from(&mut violations, "any_of", any_of),
+        environment: violations.take("environment", environment_from(*environment)),
+        ..Request::default()
+    };
+    if let Some(v1::CheckContext { client_ip, referrer, method, host, path }) = context {
+        fn told(text: &str) -> Option<&str> {
+            Some(text).filter(|text| !text.is_empty())
+        }
+        let client_ip = told(client_ip).map(|text| text.parse::<IpAddr>());
+        let client_ip = client_ip.transpose().map_err(|_| Invalid::new("is neither an IPv4 nor an IPv6 address"));
+        decided.client_ip = violations.take("context.client_ip", client_ip);
+        decided.referrer = told(referrer);
+        decided.endpoint = Endpoint { method: told(method), host: told(host), path: told(path) };
+    }
+    let cost = cost.unwrap_or(1);
+    if !(0..=COST_MAX).contains(&cost) {
+        violations.add("cost", format!("`{cost}` is not between 0 and {COST_MAX}"));
+    }
+    let mode: v1::Mode = violations.take("mode", known(*mode, "MODE_CONSUME and MODE_PEEK"));
+    violations.check()?;
+    let cost = u64::try_from(cost).unwrap_or(0);
+    Ok(Check { credential: key, request: decided, cost, consume: mode != v1::Mode::Peek, within })
+}
+
+fn scopes_from<'a>(violations: &mut Violations, field: &str, scopes: &'a [String]) -> Vec<ScopeRef<'a>> {
+    let max = caps::SCOPES_ASKED_MAX;
+    if scopes.len() > max {
+        violations.add(field, format!("has {} scopes; at most {max} are allowed", scopes.len()));
+        return Vec::new();
+    }
+    let mut parsed = Vec::with_capacity(scopes.len());
+    for (i, scope) in scopes.iter().enumerate() {
+        match ScopeRef::parse(scope) {
+            Ok(scope) => parsed.push(scope),
+            Err(error) => violations.add(format!("{field}[{i}]"), error.to_string()),
+        }
+    }
+    parsed
+}
+
+/// The answer. `http_status` is what an edge should send for its verdict.
+pub(in crate::transport::grpc) fn check_to(answer: Answer, http_status: u16) -> v1::CheckKeyResponse {
+    let message = message(&answer);
+    let Answer { verdict, revision, subject, missing_scopes, limits, credits, retry_after_millis } = answer;
+    let mut response = v1::CheckKeyResponse {
+        allowed: verdict == Verdict::Allowed,
+        verdict: i32::from(verdict.number()),
+        message,
+        missing_scopes,
+        limits: limit_states(&limits),
+        credits: credits.map(credit_state),
+        retry_after: retry_after_millis.map(duration_to),
+        revision: revision.number(),
+        http_status: i32::from(http_status),
+        ..v1::CheckKeyResponse::default()
+    };
+    if let Some(subject) = subject {
+        let record = &subject.record;
+        response.key_id = subject.key_id.to_string();
+        response.account_id = subject.terms.account_id.to_string();
+        response.plan = subject.terms.plan_id.to_string();
+        response.key_name = record.name.to_string();
+        response.environment = environment_to(record.environment).into();
+        response.scopes = record.policy.scopes.iter().map(ToString::to_string).collect();
+        response.metadata = record.metadata.as_ref().map(|metadata| (**metadata).clone()).unwrap_or_default();
+        response.expire_time = record.expire_time.map(timestamp_to);
+    }
+    response
+}
+
+pub(in crate::transport::grpc) fn limit_states(limits: &[LimitStatus]) -> Vec<v1::LimitState> {
+    let state = |status: &LimitStatus| {
+        let LimitStatus { limit, level, remaining, reset_time, exceeded } = status;
+        let (period, period_seconds) = period_to(limit.period);
+        let level = match level {
+            Level::Key => v1::Level::Key,
+            Level::Account => v1::Level::Account,
+        };
+        v1::LimitState {
+            name: limit.name.to_string(),
+            level: level.into(),
+            capacity: units_to(limit.capacity),
+            period: period.into(),
+            period_seconds,
+            algorithm: algorithm_to(limit.algorithm).into(),
+            remaining: units_to(*remaining),
+            reset_time: Some(timestamp_to(*reset_time)),
+            exceeded: *exceeded,
+        }
+    };
+    limits.iter().map(state).collect()
+}
+
+pub(in crate::transport::grpc) fn credit_state(credits: CreditStatus) -> v1::CreditState {
+    let CreditStatus { allowance, remaining, reset_time, exceeded } = credits;
+    v1::CreditState {
+        allowance: units_to(allowance),
+        remaining: units_to(remaining),
+        reset_time: Some(timestamp_to(reset_time)),
+        exceeded,
+    }
+}
+
+pub(in crate::transport::grpc) fn limits_to(budgets: &Charge) -> v1::GetLimitsResponse {
+    // a.remaining / a.capacity < b.remaining / b.capacity, without fractions.
+    let share = |a: &LimitStatus, b: &LimitStatus| {
+        let product = |x: u64, y: u64| u128::from(x) * u128::from(y);
+        product(a.remaining, b.limit.capacity).cmp(&product(b.remaining, a.limit.capacity))
+    };
+    let mut response = v1::GetLimitsResponse {
+        limits: limit_states(&budgets.limits),
+        credits: budgets.credits.map(credit_state),
+        ..v1::GetLimitsResponse::default()
+    };
+    if let Some(nearest) = budgets.limits.iter().min_by(|a, b| share(a, b)) {
+        response.limit = units_to(nearest.limit.capacity);
+        response.remaining = units_to(nearest.remaining);
+        response.reset = nearest.reset_time.plus_millis(999).seconds();
+        response.reset_at = Some(timestamp_to(nearest.reset_time));
+    }
+    response
+}
+
+/// The verdict in words, for the client's developer.
+fn message(answer: &Answer) -> String {
+    let plain = match answer.verdict {
+        Verdict::Allowed => "",
+        Verdict::Missing => "no API key was given",
+        Verdict::Malformed => "this is not an API key: its characters, length or checksum are wrong",
+        Verdict::Unknown => "there is no such API key",
+        Verdict::Revoked => "the API key is revoked",
+        Verdict::RotatedOut => "the API key was rotated, and this old secret has ended",
+        Verdict::Expired => "the API key has expired",
+        Verdict::Disabled => "the API key is disabled",
+        Verdict::AccountSuspended => "the account is suspended",
+        Verdict::PlanDenied => "the account's plan does not include API access",
+        Verdict::WrongEnvironment => {
+            "the API key is of the other environment: live and test keys are not interchangeable"
+        }
+        Verdict::IpDenied => "the API key may not be used from this address",
+        Verdict::ReferrerDenied => "the API key may not be used from this site",
+        Verdict::EndpointDenied => "the API key may not be used for this endpoint",
+        Verdict::ScopeDenied => return format!("the API key lacks: {}", answer.missing_scopes.join(", ")),
+        Verdict::RateLimited => return limited(answer),
+        Verdict::CreditsExhausted => return out_of_credits(answer),
+        Verdict::Throttled => "the API key is used too often in one second",
+    };
+    plain.to_owned()
+}
+
+fn limited(answer: &Answer) -> String {
+    let Some(status) = answer.limits.iter().find(|limit| limit.exceeded) else { return String::new() };
+    let whose = match status.level {
+        Level::Key => "key",
+        Level::Account => "account",
+    };
+    let left = status.remaining;
+    format!(
+        "the {whose}'s limit `{}` has {left} of {} left until {}",
+        status.limit.name, status.limit.capacity, status.reset_time
+    )
+}
+
+fn out_of_credits(answer: &Answer) -> String {
+    let Some(credits) = answer.credits else { return String::new() };
+    format!("the account has {} of {} credits left until {}", credits.remaining, credits.allowance, credits.reset_time)
+}

@@ -1,0 +1,120 @@
+//! gRPC: who calls, what they want in the domain's types, and what comes of it in the wire's.
+
+mod account_service;
+mod convert;
+mod key_service;
+mod page_token;
+mod plan_service;
+mod request_id;
+mod router;
+mod status;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tonic::metadata::MetadataMap;
+use tonic::{Code, Status};
+use tracing::Instrument as _;
+
+use crate::domain::Verdict;
+use crate::engine::{Caller, Engine, Error};
+use crate::telemetry::metrics::Metrics;
+
+pub use router::{Router, classify};
+
+/// What the services of all workers share.
+#[derive(Debug)]
+pub struct Api {
+    /// The engine.
+    pub engine: Arc<Engine>,
+    /// Where calls and checks are counted.
+    pub metrics: Arc<Metrics>,
+    /// The runtime of everything that waits for the store. Calls run there to their end, also when their client goes
+    /// away, because a change that is in the store must reach the index.
+    pub runtime: tokio::runtime::Handle,
+    /// Whether the index is loaded. Until then every call but those of health and reflection is UNAVAILABLE.
+    pub serving: Arc<AtomicBool>,
+    /// Whether a check needs a caller.
+    pub check_needs_caller: bool,
+    /// What an edge should send for a verdict.
+    pub http_statuses: HttpStatuses,
+    /// Bounds on messages.
+    pub message_bytes_max: usize,
+    /// The same for those of an import.
+    pub import_message_bytes_max: usize,
+    /// Whether the contract can be asked for.
+    pub reflection: bool,
+}
+
+/// What an edge should send for each verdict.
+#[derive(Clone, Debug)]
+pub struct HttpStatuses([u16; Verdict::ALL.len()]);
+
+impl HttpStatuses {
+    /// The verdicts' own, but for these.
+    #[must_use]
+    pub fn with(overrides: &std::collections::BTreeMap<Verdict, u16>) -> Self {
+        Self(Verdict::ALL.map(|verdict| overrides.get(&verdict).copied().unwrap_or(verdict.http_status())))
+    }
+
+    /// For one verdict.
+    #[must_use]
+    pub fn of(&self, verdict: Verdict) -> u16 {
+        let place = usize::from(verdict.number()) - 1;
+        self.0.get(place).copied().unwrap_or(verdict.http_status())
+    }
+}
+
+impl Api {
+    /// Refuses to answer from an index that is not complete.
+    fn require_serving(&self) -> Result<(), Status> {
+        if self.serving.load(Ordering::Acquire) {
+            Ok(())
+        } else {
+            Err(Status::unavailable("the index is being loaded"))
+        }
+    }
+
+    /// Who calls.
+    fn caller(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
+        self.require_serving()?;
+        let credential = bearer(metadata).map_err(|error| status::status_from(&error))?;
+        self.engine.authenticate(credential).map_err(|error| status::status_from(&error))
+    }
+
+    /// Runs a call that reads or changes the store, to its end whatever becomes of its client.
+    async fn run<T, F, Fut>(self: &Arc<Self>, call: F) -> Result<T, Status>
+    where
+        F: FnOnce(Arc<Engine>) -> Fut,
+        Fut: Future<Output = Result<T, Error>> + Send + 'static,
+        T: Send + 'static,
+    {
+        let call = call(Arc::clone(&self.engine)).instrument(tracing::Span::current());
+        match self.runtime.spawn(call).await {
+            Ok(result) => result.map_err(|error| status::status_from(&error)),
+            Err(error) if error.is_panic() => {
+                tracing::error!(%error, "a call ended in a fault of this program");
+                Err(Status::new(Code::Internal, "a fault of this program; see the server's log"))
+            }
+            Err(_) => Err(Status::new(Code::Unavailable, "the server is shutting down")),
+        }
+    }
+}
+
+/// The key in `authorization: Bearer <key>` (RFC 6750, section 2.1).
+fn bearer(metadata: &MetadataMap) -> Result<&str, Error> {
+    let refused = |verdict, message: &str| Error::Unauthenticated { verdict, message: message.to_owned() };
+    let mut values = metadata.get_all("authorization").iter();
+    let Some(value) = values.next() else {
+        return Err(refused(Verdict::Missing, "a key is required: send `authorization: Bearer <key>` in the metadata"));
+    };
+    if values.next().is_some() {
+        return Err(refused(Verdict::Malformed, "there is more than one `authorization` in the metadata"));
+    }
+    let wrong = || refused(Verdict::Malformed, "`authorization` is not of the form `Bearer <key>`");
+    let (scheme, credential) = value.to_str().ok().and_then(|text| text.split_once(' ')).ok_or_else(wrong)?;
+    if !scheme.eq_ignore_ascii_case("bearer") || credential.contains(' ') {
+        return Err(wrong());
+    }
+    Ok(credential)
+}

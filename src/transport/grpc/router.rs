@@ -1,0 +1,170 @@
+//! Brings a call to its service, counts it, and gives its lines in the log a name.
+//!
+//! Checks go straight to the generated service; tonic's own router, with its boxed layers, would cost more than the check
+//! itself. They are counted, and have no span unless the log is at debug.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use tonic::Code;
+use tonic::body::Body;
+use tonic::service::Routes;
+use tower::Service;
+use tracing::Instrument as _;
+
+use crate::proto::DESCRIPTORS;
+use crate::proto::v1::account_service_server::AccountServiceServer;
+use crate::proto::v1::key_service_server::{KeyServiceServer, SERVICE_NAME as KEY_SERVICE};
+use crate::proto::v1::plan_service_server::PlanServiceServer;
+use crate::telemetry::metrics::RpcLabel;
+use crate::transport::server::{PeerInfo, RequestClass};
+
+use super::Api;
+use super::account_service::Accounts;
+use super::key_service::Keys;
+use super::plan_service::Plans;
+use super::request_id::request_id;
+
+const CHECK_KEY: &str = "/tollgate.v1.KeyService/CheckKey";
+const IMPORT_KEYS: &str = "/tollgate.v1.KeyService/ImportKeys";
+
+/// How the server bounds a call.
+#[must_use]
+pub fn classify(path: &str) -> RequestClass {
+    match path {
+        CHECK_KEY => RequestClass::Hot,
+        IMPORT_KEYS => RequestClass::Long,
+        _ => RequestClass::Ordinary,
+    }
+}
+
+/// Everything that is served on the gRPC port.
+#[derive(Clone, Debug)]
+pub struct Router {
+    api: Arc<Api>,
+    keys: KeyServiceServer<Keys>,
+    imports: KeyServiceServer<Keys>,
+    rest: Routes,
+}
+
+type Request = http::Request<Incoming>;
+type Response = http::Response<Body>;
+type Answer = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+
+impl Router {
+    /// Of these services; `health` is served beside them.
+    #[must_use]
+    pub fn new<H: tonic_health::pb::health_server::Health>(
+        api: &Arc<Api>,
+        health: tonic_health::pb::health_server::HealthServer<H>,
+    ) -> Self {
+        let bytes_max = api.message_bytes_max;
+        let service = || KeyServiceServer::new(Keys(Arc::clone(api)));
+        let accounts = AccountServiceServer::new(Accounts(Arc::clone(api))).max_decoding_message_size(bytes_max);
+        let plans = PlanServiceServer::new(Plans(Arc::clone(api))).max_decoding_message_size(bytes_max);
+        let mut routes = Routes::builder();
+        routes.add_service(accounts).add_service(plans).add_service(health);
+        if api.reflection {
+            let builder = || {
+                tonic_reflection::server::Builder::configure()
+                    .register_encoded_file_descriptor_set(DESCRIPTORS)
+                    .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            };
+            // Both can only fail on descriptors that do not decode; a test asks for them.
+            if let (Ok(v1), Ok(v1alpha)) = (builder().build_v1(), builder().build_v1alpha()) {
+                routes.add_service(v1).add_service(v1alpha);
+            }
+        }
+        Self {
+            api: Arc::clone(api),
+            keys: service().max_decoding_message_size(bytes_max),
+            imports: service().max_decoding_message_size(api.import_message_bytes_max),
+            rest: routes.routes().prepare(),
+        }
+    }
+
+    fn dispatch(&mut self, request: Request) -> Answer {
+        let path = request.uri().path();
+        if path == IMPORT_KEYS {
+            self.imports.call(request)
+        } else if path
+            .strip_prefix('/')
+            .and_then(|path| path.split_once('/'))
+            .is_some_and(|(name, _)| name == KEY_SERVICE)
+        {
+            self.keys.call(request)
+        } else {
+            Box::pin(self.rest.call(request))
+        }
+    }
+}
+
+impl Service<Request> for Router {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Counted;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request) -> Counted {
+        let clock = self.api.engine.clock();
+        let rpc = RpcLabel::from_path(request.uri().path());
+        let start = clock.monotonic();
+        let spanless = request.uri().path() == CHECK_KEY && !tracing::enabled!(tracing::Level::DEBUG);
+        let answer = if spanless {
+            self.dispatch(request)
+        } else {
+            let id = request_id(request.headers(), clock.now());
+            let peer = request.extensions().get::<PeerInfo>().map(|peer| peer.remote().to_string());
+            let span = tracing::info_span!("call", request_id = %id, rpc = rpc.name(), peer);
+            let answer = self.dispatch(request);
+            Box::pin(logged(answer, Arc::clone(&self.api), start).instrument(span))
+        };
+        Counted { answer, api: Arc::clone(&self.api), rpc, start }
+    }
+}
+
+/// A call, with a line in the log at its end.
+async fn logged(answer: Answer, api: Arc<Api>, start: Duration) -> Result<Response, Infallible> {
+    let response = answer.await?;
+    let took = api.engine.clock().monotonic().saturating_sub(start);
+    tracing::debug!(code = ?code_of(&response), took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX), "answered");
+    Ok(response)
+}
+
+/// A call that is counted when its answer begins.
+pub struct Counted {
+    answer: Answer,
+    api: Arc<Api>,
+    rpc: RpcLabel,
+    start: Duration,
+}
+
+impl std::fmt::Debug for Counted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Counted").field("rpc", &self.rpc).finish_non_exhaustive()
+    }
+}
+
+impl Future for Counted {
+    type Output = Result<Response, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Poll::Ready(Ok(response)) = self.answer.as_mut().poll(context) else { return Poll::Pending };
+        let took = self.api.engine.clock().monotonic().saturating_sub(self.start);
+        self.api.metrics.rpc(self.rpc, code_of(&response), took);
+        Poll::Ready(Ok(response))
+    }
+}
+
+/// The code of an answer without a body is in its head; one with a body went well up to here.
+fn code_of(response: &Response) -> Code {
+    response.headers().get("grpc-status").map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()))
+}

@@ -1,0 +1,91 @@
+//! What every storage engine does, case by case, against the trait alone.
+//!
+//! A case is an `async fn(SharedStore)` in one of the modules, and a line in [`suite`]; each gets an empty store. To run
+//! the suite on a further engine, add a line at the end of this file.
+
+#![cfg(test)]
+
+#[path = "store_contract/commit.rs"]
+mod commit;
+#[path = "store_contract/keys.rs"]
+mod keys;
+#[path = "store_contract/lists.rs"]
+mod lists;
+#[path = "store_contract/load.rs"]
+mod load;
+#[path = "store_contract/model.rs"]
+mod model;
+#[path = "store_contract/records.rs"]
+mod records;
+#[path = "store_contract/usage.rs"]
+mod usage;
+
+macro_rules! suite {
+    ($engine:ident, $fresh:path) => {
+        suite! { $engine, $fresh:
+            commit::revisions_are_dense_and_in_the_order_of_commits,
+            commit::a_commit_that_fails_leaves_nothing,
+            commit::what_is_written_is_read,
+            commit::a_stale_record_is_not_written,
+            commit::ids_are_taken_once,
+            commit::parents_must_exist,
+            commit::a_plan_in_use_stays,
+            commit::guards_on_revisions,
+            commit::guards_on_the_number_of_keys,
+            commit::a_commit_whose_caller_goes_away_is_whole,
+            commit::an_account_its_plan_and_its_keys_in_one_commit,
+            keys::names_are_unique_among_keys_that_are_not_revoked,
+            keys::hashes_are_unique_over_current_and_retired_secrets,
+            keys::many_keys_at_once,
+            keys::one_wrong_key_among_many_is_told,
+            keys::rotation_retires_the_secret,
+            keys::the_grace_of_a_retired_secret_can_be_changed,
+            keys::revoked_keys_stay,
+            keys::renewals_are_found,
+            lists::absence_is_no_error,
+            lists::keys_are_listed_in_the_order_of_their_ids,
+            lists::each_filter_of_keys,
+            lists::filters_hold_together,
+            lists::pages_are_stable_under_inserts,
+            lists::accounts_and_plans_are_listed_in_order,
+            load::an_empty_store,
+            load::all_that_was_committed,
+            load::more_than_one_chunk_and_equal_policies_shared,
+            load::a_snapshot_while_commits_go_on,
+            load::a_receiver_that_goes_away,
+            usage::sums_by_bucket_and_verdict,
+            usage::sums_by_key_in_order,
+            usage::a_flush_counts_once,
+            usage::unknown_keys_are_dropped,
+            usage::buckets_apart_and_row_bound,
+            usage::large_numbers,
+            usage::the_latest_use_stays,
+            usage::a_large_flush,
+            usage::pepper_ids_of_current_and_retired_secrets,
+            usage::a_sound_store_has_no_damage,
+            usage::a_closed_store_is_unavailable,
+            model::reads_are_those_of_the_model,
+        }
+    };
+    ($engine:ident, $fresh:path: $($module:ident::$case:ident,)*) => {
+        mod $engine {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $case() {
+                    let (_kept, store) = $fresh().await;
+                    super::$module::$case(store).await;
+                }
+            )*
+        }
+    };
+}
+
+/// An empty store in a file of its own, and what keeps that file.
+async fn fresh_sqlite() -> (tempfile::TempDir, tollgate::store::SharedStore) {
+    use tollgate::store::sqlite::{OpenMode, SqliteStore};
+    let folder = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(&folder.path().join("tollgate.db"), OpenMode::Create).await.unwrap();
+    (folder, std::sync::Arc::new(store))
+}
+
+suite!(sqlite, crate::fresh_sqlite);
