@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::cli::dev::{DevInfo, DevSecrets};
+use secrecy::SecretString;
+
 use crate::config::parse_plans;
 use crate::domain::{
     Account, AccountId, AccountStatus, Environment, Metadata, PlanId, Policy, Revision, Scope, Time, TimeZone,
@@ -18,6 +19,34 @@ const ACCOUNT: &str = "acct_demo";
 /// What the demo's keys may do. They can call Tollgate for their own account too.
 const SCOPES: [&str; 6] =
     ["tasks:read", "tasks:write", "projects:read", "tollgate:check", "tollgate:keys:read", "tollgate:usage:read"];
+
+/// A server for development, as it is once it serves.
+#[derive(Debug)]
+pub struct DevInfo {
+    /// Where it serves gRPC.
+    pub grpc_addr: SocketAddr,
+    /// Where it serves HTTP.
+    pub http_addr: SocketAddr,
+    /// Its database's URL.
+    pub database: String,
+    /// The demo account.
+    pub account_id: String,
+    /// The demo account's live key.
+    pub live_key_id: String,
+    /// What only the first start knows.
+    pub secrets: Option<DevSecrets>,
+}
+
+/// The secrets of the demo's keys.
+#[derive(Debug)]
+pub struct DevSecrets {
+    /// Of the operator key.
+    pub operator: SecretString,
+    /// Of the live key.
+    pub live: SecretString,
+    /// Of the test key.
+    pub test: SecretString,
+}
 
 /// Makes the demo where the store is empty, and otherwise keeps what is there.
 pub(super) async fn prepare(

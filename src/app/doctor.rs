@@ -75,7 +75,7 @@ async fn store(config: &Config) -> Vec<Finding> {
             "{url} does not exist yet; `tollgate bootstrap` and `tollgate serve` make it"
         ))];
     }
-    let store = match SqliteStore::open(path, OpenMode::Existing).await {
+    let store = match SqliteStore::open(path, OpenMode::MustExist).await {
         Ok(store) => store,
         Err(error) => return vec![Finding::wrong(format!("{url} cannot be opened: {error}"), "")],
     };

@@ -12,9 +12,10 @@ use secrecy::SecretString;
 
 use crate::config::Config;
 
+pub use dev::{DevInfo, DevSecrets};
 pub use doctor::{Finding, doctor};
 pub use plans::apply_plans;
-pub use serve::serve;
+pub use serve::{Ready, serve};
 
 use setup::Parts;
 

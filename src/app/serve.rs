@@ -4,6 +4,7 @@
 //! SIGTERM or SIGINT: not ready, a moment for callers to see it, the gRPC port (no new connections, calls under way
 //! finish), the HTTP port, the tasks, the last usage, the store. A second signal ends the process at once.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -12,7 +13,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use crate::cli::dev::render;
 use crate::config::{CheckAuth, Config, LogFormat};
 use crate::proto::v1::account_service_server::SERVICE_NAME as ACCOUNT_SERVICE;
 use crate::proto::v1::key_service_server::SERVICE_NAME as KEY_SERVICE;
@@ -24,13 +24,25 @@ use crate::transport::http::{self, HttpOptions, HttpServer};
 use crate::transport::server::{self, ServerHandle, ServerOptions, TlsFiles};
 
 use super::setup::{Parts, block_on, database_url};
-use super::{Failure, dev};
+use super::{DevInfo, Failure, dev};
 
 /// How long callers have, at the end, to see that health says NOT_SERVING before connections are told to go.
 const FAREWELL: Duration = Duration::from_millis(100);
 
-/// Serves until told to stop. `demo` makes a demo account in an empty store, and prints its keys.
-pub fn serve(config: &Config, demo: bool) -> Result<(), Failure> {
+/// A server that serves.
+#[derive(Debug)]
+pub struct Ready {
+    /// Where it serves gRPC.
+    pub grpc_addr: SocketAddr,
+    /// Where it serves HTTP.
+    pub http_addr: SocketAddr,
+    /// The demo, where it was asked for.
+    pub demo: Option<DevInfo>,
+}
+
+/// Serves until told to stop. `demo` makes a demo account in an empty store. `on_ready` is called once, when calls are
+/// answered.
+pub fn serve(config: &Config, demo: bool, on_ready: impl FnOnce(&Ready)) -> Result<(), Failure> {
     let format = match config.log.format {
         LogFormat::Auto => telemetry::log::LogFormat::Auto,
         LogFormat::Pretty => telemetry::log::LogFormat::Pretty,
@@ -40,13 +52,13 @@ pub fn serve(config: &Config, demo: bool) -> Result<(), Failure> {
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }
-    block_on(run(config, demo))
+    block_on(run(config, demo, on_ready))
 }
 
-async fn run(config: &Config, demo: bool) -> Result<(), Failure> {
+async fn run(config: &Config, demo: bool, on_ready: impl FnOnce(&Ready)) -> Result<(), Failure> {
     let mut stop = Stop::listen()?;
     let parts = Parts::prepare(config).await?;
-    let result = serve_parts(config, demo, &parts, &mut stop).await;
+    let result = serve_parts(config, demo, &parts, &mut stop, on_ready).await;
     parts.close().await;
     if result.is_ok() {
         tracing::info!("stopped");
@@ -54,7 +66,13 @@ async fn run(config: &Config, demo: bool) -> Result<(), Failure> {
     result
 }
 
-async fn serve_parts(config: &Config, demo: bool, parts: &Parts, stop: &mut Stop) -> Result<(), Failure> {
+async fn serve_parts(
+    config: &Config,
+    demo: bool,
+    parts: &Parts,
+    stop: &mut Stop,
+    on_ready: impl FnOnce(&Ready),
+) -> Result<(), Failure> {
     let readiness = Readiness::new();
     let index = readiness.require("index");
     let running = readiness.require("running");
@@ -72,12 +90,12 @@ async fn serve_parts(config: &Config, demo: bool, parts: &Parts, stop: &mut Stop
         () = stop.asked() => Ok(None),
     };
     let tasks = match result {
-        Ok(Some(greeting)) => {
+        Ok(Some(ready)) => {
             serving.store(true, Ordering::Release);
             index.set(true);
             set_health(&reporter, ServingStatus::Serving).await;
             let tasks = Tasks::start(&parts.engine, &parts.metrics, config.usage.flush_interval);
-            crate::cli::print(&greeting);
+            on_ready(&ready);
             stop.asked().await;
             Some(tasks)
         }
@@ -106,14 +124,14 @@ async fn serve_parts(config: &Config, demo: bool, parts: &Parts, stop: &mut Stop
     }
 }
 
-/// Fills the index. Returns what to print once all serve.
+/// Fills the index, and makes the demo.
 async fn load(
     config: &Config,
     demo: bool,
     parts: &Parts,
     server: &ServerHandle,
     http: &HttpServer,
-) -> Result<String, Failure> {
+) -> Result<Ready, Failure> {
     let clock = parts.engine.clock();
     let start = clock.monotonic();
     let revision = parts.engine.load().await?;
@@ -122,15 +140,13 @@ async fn load(
     let (grpc_addr, http_addr) = (server.local_addr(), http.local_addr());
     let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
     tracing::info!(keys, accounts, revision = revision.number(), took_ms, %grpc_addr, %http_addr, "the index is loaded");
-    let mut greeting = String::new();
+    let mut ready = Ready { grpc_addr, http_addr, demo: None };
     if demo {
-        let info = dev::prepare(&parts.engine, database_url(config), grpc_addr, http_addr).await?;
-        greeting.push_str(&render(&info));
+        ready.demo = Some(dev::prepare(&parts.engine, database_url(config), grpc_addr, http_addr).await?);
     } else if keys == 0 {
         tracing::warn!("there is no key yet, so nobody can call: stop, run `tollgate bootstrap`, and start again");
     }
-    greeting.push_str(&format!("tollgate ready grpc={grpc_addr} http={http_addr}\n"));
-    Ok(greeting)
+    Ok(ready)
 }
 
 fn api(config: &Config, parts: &Parts, serving: &Arc<AtomicBool>) -> Api {

@@ -4,35 +4,9 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::ExposeSecret as _;
 
-/// A server for development, as it is once it serves.
-#[derive(Debug)]
-pub struct DevInfo {
-    /// Where it serves gRPC.
-    pub grpc_addr: SocketAddr,
-    /// Where it serves HTTP.
-    pub http_addr: SocketAddr,
-    /// Its database's URL.
-    pub database: String,
-    /// The demo account.
-    pub account_id: String,
-    /// The demo account's live key.
-    pub live_key_id: String,
-    /// What only the first start knows.
-    pub secrets: Option<DevSecrets>,
-}
-
-/// The secrets of the demo's keys.
-#[derive(Debug)]
-pub struct DevSecrets {
-    /// Of the operator key.
-    pub operator: SecretString,
-    /// Of the live key.
-    pub live: SecretString,
-    /// Of the test key.
-    pub test: SecretString,
-}
+use crate::app::DevInfo;
 
 /// The text to print, for the terminal alone: on the first start it holds secrets.
 #[must_use]

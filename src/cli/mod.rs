@@ -66,6 +66,9 @@ enum Command {
     Bootstrap {
         #[command(flatten)]
         config: ConfigArgs,
+        /// Make another operator key although there are keys already, for an operator who has lost theirs.
+        #[arg(long)]
+        again: bool,
     },
     /// Bring the database's schema up to date.
     Migrate {
@@ -135,7 +138,7 @@ fn run(cli: Cli) -> Outcome {
     let output = cli.output;
     match cli.command {
         Command::Serve { config, dev } => server::serve(&config, dev),
-        Command::Bootstrap { config } => server::bootstrap(&config, output),
+        Command::Bootstrap { config, again } => server::bootstrap(&config, again, output),
         Command::Migrate { config } => server::migrate(&config),
         Command::Doctor { config } => server::doctor(&config, output),
         Command::Config(command) => config_command::run(&command, output),

@@ -8,12 +8,20 @@ use tonic_health::pb::health_client::HealthClient;
 
 use super::client::ClientArgs;
 use super::config_args::ConfigArgs;
+use super::dev::render;
 use super::failure::{Exit, Failure, Outcome};
 use super::out::{self, Output, Record};
 use crate::app;
 
 pub(super) fn serve(args: &ConfigArgs, dev: bool) -> Outcome {
-    Ok(app::serve(&args.load()?.config, dev)?)
+    // Whoever waits for this line has gone if it can't be written.
+    let say = |text: &str| _ = out::say(text);
+    Ok(app::serve(&args.load()?.config, dev, |ready| {
+        if let Some(demo) = &ready.demo {
+            say(&render(demo));
+        }
+        say(&format!("tollgate ready grpc={} http={}", ready.grpc_addr, ready.http_addr));
+    })?)
 }
 
 #[derive(Serialize)]
@@ -23,8 +31,8 @@ struct Bootstrapped<'a> {
     secret: &'a str,
 }
 
-pub(super) fn bootstrap(args: &ConfigArgs, output: Output) -> Outcome {
-    let made = app::bootstrap(&args.load()?.config)?;
+pub(super) fn bootstrap(args: &ConfigArgs, again: bool, output: Output) -> Outcome {
+    let made = app::bootstrap(&args.load()?.config, again)?;
     let secret = made.secret.expose_secret();
     out::note("note: keep the secret now; it can't be shown again");
     if output == Output::Json {
