@@ -67,6 +67,7 @@ pub(crate) struct Server {
     /// Calls with the key of `tollgate bootstrap`.
     pub(crate) operator: Client,
     pub(crate) operator_key_id: String,
+    pub(crate) operator_secret: String,
     pub(crate) health: HealthReporter,
     serving: Arc<AtomicBool>,
     metrics: Arc<Metrics>,
@@ -113,6 +114,7 @@ impl Server {
         let started = Self {
             operator: Client::new(channel.clone(), &[bootstrapped.secret.expose_secret()]),
             operator_key_id: bootstrapped.key.id.to_string(),
+            operator_secret: bootstrapped.secret.expose_secret().to_owned(),
             engine,
             clock: hands,
             channel,

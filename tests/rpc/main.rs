@@ -1,6 +1,9 @@
 //! Every call of the contract through the real server: a file for each.
 #![cfg(test)]
 
+mod audit;
 mod check_key;
 mod client;
+mod create_key;
 mod harness;
+mod wire;
