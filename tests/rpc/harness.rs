@@ -328,3 +328,15 @@ pub(crate) fn reason(status: &Status) -> String {
     assert_eq!(info.domain, "tollgate.v1");
     info.reason
 }
+
+/// Says whence a check's client asks.
+pub(crate) trait CheckFrom {
+    fn from_ip(self, client_ip: &str) -> Self;
+}
+
+impl CheckFrom for CheckKeyRequest {
+    fn from_ip(mut self, client_ip: &str) -> Self {
+        client_ip.clone_into(&mut self.context.get_or_insert_default().client_ip);
+        self
+    }
+}
