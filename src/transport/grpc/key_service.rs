@@ -155,7 +155,8 @@ impl KeyService for Keys {
     }
 
     async fn refund_check(&self, request: Request<v1::RefundCheckRequest>) -> Answer<v1::RefundCheckResponse> {
-        self.0.caller(&request)?;
+        let caller = self.0.caller(&request)?;
+        caller.require("tollgate:check").map_err(|error| status_from(&error))?;
         Err(Status::unimplemented("RefundCheck is not implemented yet"))
     }
 
