@@ -52,7 +52,7 @@ impl Engine {
         if !ip_allowed(&record.policy.restrictions.allowed_ips, peer) {
             return Err(refused(Verdict::IpDenied));
         }
-        if found.entry.is_first_touch_in(now) && found.entry.with_meter(|meter| meter.touch(now)) {
+        if found.entry.is_first_touch_in(now) && found.entry.with_meter(|meter| meter.touch(peer, now)) {
             self.usage.enqueue(Arc::clone(&found.entry));
         }
         Ok(Caller::Key(KeyCaller { key_id: found.entry.id, found, record, terms }))

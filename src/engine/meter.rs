@@ -81,8 +81,8 @@ impl KeyMeter {
     }
 
     /// Notes a use that is no check. True if the meter must be put into the queue for the next flush.
-    pub(super) fn touch(&mut self, now: Time) -> bool {
-        self.last_use = Some((now, self.last_use.and_then(|(_, ip)| ip)));
+    pub(super) fn touch(&mut self, peer: Option<IpAddr>, now: Time) -> bool {
+        self.last_use = Some((now, peer));
         !std::mem::replace(&mut self.queued, true)
     }
 

@@ -67,6 +67,7 @@ pub(crate) struct Server {
     /// Calls with the key of `tollgate bootstrap`.
     pub(crate) operator: Client,
     pub(crate) operator_key_id: String,
+    pub(crate) operator_secret: String,
     pub(crate) health: HealthReporter,
     serving: Arc<AtomicBool>,
     metrics: Arc<Metrics>,
@@ -113,6 +114,7 @@ impl Server {
         let started = Self {
             operator: Client::new(channel.clone(), &[bootstrapped.secret.expose_secret()]),
             operator_key_id: bootstrapped.key.id.to_string(),
+            operator_secret: bootstrapped.secret.expose_secret().to_owned(),
             engine,
             clock: hands,
             channel,
@@ -325,4 +327,16 @@ pub(crate) fn reason(status: &Status) -> String {
     let info = status.get_details_error_info().unwrap();
     assert_eq!(info.domain, "tollgate.v1");
     info.reason
+}
+
+/// Says whence a check's client asks.
+pub(crate) trait CheckFrom {
+    fn from_ip(self, client_ip: &str) -> Self;
+}
+
+impl CheckFrom for CheckKeyRequest {
+    fn from_ip(mut self, client_ip: &str) -> Self {
+        client_ip.clone_into(&mut self.context.get_or_insert_default().client_ip);
+        self
+    }
 }

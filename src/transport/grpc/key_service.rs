@@ -84,7 +84,8 @@ impl KeyService for Keys {
         let list = format!("keys {:?} {account_id} {filter:?}", caller.own_account());
         let page = Page::asked(&list, &page_token, page_size).map_err(|error| status_from(&error))?;
         let filter = convert::filter_from(&account_id, filter).map_err(|error| status_from(&error))?;
-        let (after, rows_max) = (page.after(KeyId::parse), page.rows_to_read());
+        let after = page.after(KeyId::parse).map_err(|error| status_from(&error))?;
+        let rows_max = page.rows_to_read();
         let mut keys = self.0.run(|engine| async move { engine.keys(&caller, filter, after, rows_max).await }).await?;
         let next_page_token = page.cut(&mut keys, |stored| stored.key.id.to_string());
         let now = self.now();
@@ -154,7 +155,8 @@ impl KeyService for Keys {
     }
 
     async fn refund_check(&self, request: Request<v1::RefundCheckRequest>) -> Answer<v1::RefundCheckResponse> {
-        self.0.caller(&request)?;
+        let caller = self.0.caller(&request)?;
+        caller.require("tollgate:check").map_err(|error| status_from(&error))?;
         Err(Status::unimplemented("RefundCheck is not implemented yet"))
     }
 
