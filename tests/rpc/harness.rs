@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use prost_types::{FieldMask, Timestamp};
@@ -69,6 +69,7 @@ pub(crate) struct Server {
     pub(crate) operator_key_id: String,
     pub(crate) operator_secret: String,
     pub(crate) health: HealthReporter,
+    callers: AtomicUsize,
     serving: Arc<AtomicBool>,
     metrics: Arc<Metrics>,
     database: PathBuf,
@@ -119,6 +120,7 @@ impl Server {
             clock: hands,
             channel,
             health: reporter,
+            callers: AtomicUsize::new(1),
             serving,
             metrics,
             database,
@@ -143,7 +145,7 @@ impl Server {
 
     /// A client with a new key of this account that has these scopes.
     pub(crate) async fn caller_of(&self, account_id: &str, scopes: &[&str]) -> Client {
-        let name = format!("caller of {}", if scopes.is_empty() { "nothing".to_owned() } else { scopes.join(" ") });
+        let name = format!("caller {}", self.callers.fetch_add(1, Ordering::Relaxed));
         let key = Key { account_id: account_id.to_owned(), scopes: strings(scopes), ..key(&name) };
         self.caller(&self.key(key).await.secret)
     }
