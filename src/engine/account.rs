@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::domain::{
     Account, AccountId, AccountStatus, CreditOverride, Environment, Limit, Metadata, Plan, PlanId, Policy, Revision,
-    Scope, Time, TimeZone,
+    Scope, Time, TimeZone, shown,
 };
 use crate::store::{AuditEvent, Commit, CommitError, Guard, LoadedKey, StoredSecret, Write};
 
@@ -108,7 +108,7 @@ impl Engine {
         for _ in 0..COMMIT_TRIES_MAX {
             let old = self.read(self.store.account(id)).await?.ok_or_else(|| Error::no_account(id))?;
             if let Some(etag) = etag.filter(|etag| *etag != old.revision.etag()) {
-                return Err(Error::Stale { kind: "account", etag: etag.to_owned() });
+                return Err(Error::Stale { kind: "account", etag: shown(etag) });
             }
             let now = self.clock.now();
             let account = patched(&old, &patch, now);

@@ -9,7 +9,7 @@ use crate::ambient::random;
 use crate::decision::{KeyRecord, PreviousHash};
 use crate::domain::{
     Account, AccountId, AccountStatus, Environment, Key, KeyId, KeyStatus, Limit, Metadata, Plan, Policy,
-    PreviousSecret, Restrictions, Revision, Revocation, Scope, Time,
+    PreviousSecret, Restrictions, Revision, Revocation, Scope, Time, shown,
 };
 use crate::store::{AuditEvent, Commit, CommitError, Guard, LoadedKey, StoredKey, StoredSecret, Write};
 
@@ -242,7 +242,7 @@ impl Engine {
             let stored = self.visible_key(caller, id).await?;
             let expected = stored.key.revision;
             if let Some(etag) = etag.filter(|etag| *etag != expected.etag()) {
-                return Err(Error::Stale { kind: "key", etag: etag.to_owned() });
+                return Err(Error::Stale { kind: "key", etag: shown(etag) });
             }
             let now = self.clock.now();
             let Change { key, new_secret, guards, event } = change(&stored, now)?;

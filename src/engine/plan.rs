@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::domain::{Limit, Plan, PlanId, Scope, Time};
+use crate::domain::{Limit, Plan, PlanId, Scope, Time, shown};
 use crate::store::{Commit, CommitError, Write};
 
 use super::account::{event, require_admin, require_reader};
@@ -131,7 +131,7 @@ impl Engine {
     async fn plan_at(&self, id: &PlanId, etag: Option<&str>) -> Result<Plan, Error> {
         let plan = self.read(self.store.plan(id)).await?.ok_or_else(|| Error::no_plan(id))?;
         match etag {
-            Some(etag) if etag != plan.revision.etag() => Err(Error::Stale { kind: "plan", etag: etag.to_owned() }),
+            Some(etag) if etag != plan.revision.etag() => Err(Error::Stale { kind: "plan", etag: shown(etag) }),
             Some(_) | None => Ok(plan),
         }
     }

@@ -101,6 +101,11 @@ pub(crate) fn dice(bound: u64) -> u64 {
     u64::from_le_bytes(bytes) % bound
 }
 
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    digits.map(|digit| char::from_digit(u32::from(digit), 16).unwrap()).collect()
+}
+
 /// Waits until something holds.
 pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let elapsed = stopwatch();
