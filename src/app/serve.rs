@@ -112,7 +112,7 @@ async fn serve_parts(
         http.shutdown().await;
         if let Some(tasks) = tasks {
             tasks.stop().await;
-            tasks::flush(Arc::clone(&parts.engine), Arc::clone(&parts.metrics), Arc::default()).await;
+            tasks::flush(Arc::clone(&parts.engine), Arc::clone(&parts.metrics)).await;
         }
     };
     tokio::select! {
