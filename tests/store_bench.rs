@@ -82,6 +82,7 @@ async fn import(store: &SharedStore, keys: u64) {
             details: format!("{{\"account_id\":\"acct_{}\"}}", account_name(number)),
         };
         let commit = Commit {
+            rehearsal: false,
             time: NOW,
             actor: "key_0000000000000000000001".to_owned(),
             guards: vec![],

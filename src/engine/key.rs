@@ -103,6 +103,7 @@ impl Engine {
         let key = Key { prefix, ..key };
         let (hash, pepper_id) = self.hasher.hash_new(&secret);
         let commit = Commit {
+            rehearsal: false,
             time: now,
             actor: caller.name(),
             guards: guards(&account, &plan),
@@ -246,7 +247,14 @@ impl Engine {
             let now = self.clock.now();
             let Change { key, new_secret, guards, event } = change(&stored, now)?;
             let write = Write::UpdateKey { key: key.clone(), expected, new_secret: new_secret.clone() };
-            let commit = Commit { time: now, actor: caller.name(), guards, writes: vec![write], events: vec![event] };
+            let commit = Commit {
+                rehearsal: false,
+                time: now,
+                actor: caller.name(),
+                guards,
+                writes: vec![write],
+                events: vec![event],
+            };
             match self.commit(commit).await {
                 Ok(revision) => {
                     let key = Key { revision, ..key };

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use prost_types::{FieldMask, Timestamp};
@@ -67,7 +67,9 @@ pub(crate) struct Server {
     /// Calls with the key of `tollgate bootstrap`.
     pub(crate) operator: Client,
     pub(crate) operator_key_id: String,
+    pub(crate) operator_secret: String,
     pub(crate) health: HealthReporter,
+    callers: AtomicUsize,
     serving: Arc<AtomicBool>,
     metrics: Arc<Metrics>,
     database: PathBuf,
@@ -113,10 +115,12 @@ impl Server {
         let started = Self {
             operator: Client::new(channel.clone(), &[bootstrapped.secret.expose_secret()]),
             operator_key_id: bootstrapped.key.id.to_string(),
+            operator_secret: bootstrapped.secret.expose_secret().to_owned(),
             engine,
             clock: hands,
             channel,
             health: reporter,
+            callers: AtomicUsize::new(1),
             serving,
             metrics,
             database,
@@ -141,7 +145,7 @@ impl Server {
 
     /// A client with a new key of this account that has these scopes.
     pub(crate) async fn caller_of(&self, account_id: &str, scopes: &[&str]) -> Client {
-        let name = format!("caller of {}", if scopes.is_empty() { "nothing".to_owned() } else { scopes.join(" ") });
+        let name = format!("caller {}", self.callers.fetch_add(1, Ordering::Relaxed));
         let key = Key { account_id: account_id.to_owned(), scopes: strings(scopes), ..key(&name) };
         self.caller(&self.key(key).await.secret)
     }
@@ -325,4 +329,16 @@ pub(crate) fn reason(status: &Status) -> String {
     let info = status.get_details_error_info().unwrap();
     assert_eq!(info.domain, "tollgate.v1");
     info.reason
+}
+
+/// Says whence a check's client asks.
+pub(crate) trait CheckFrom {
+    fn from_ip(self, client_ip: &str) -> Self;
+}
+
+impl CheckFrom for CheckKeyRequest {
+    fn from_ip(mut self, client_ip: &str) -> Self {
+        client_ip.clone_into(&mut self.context.get_or_insert_default().client_ip);
+        self
+    }
 }

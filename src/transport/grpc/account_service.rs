@@ -42,7 +42,8 @@ impl AccountService for Accounts {
         let v1::ListAccountsRequest { page_size, page_token } = request.into_inner();
         let list = format!("accounts {:?}", caller.own_account());
         let page = Page::asked(&list, &page_token, page_size).map_err(|error| status_from(&error))?;
-        let (after, rows_max) = (page.after(|id| AccountId::parse(id).ok()), page.rows_to_read());
+        let after = page.after(|id| AccountId::parse(id).ok()).map_err(|error| status_from(&error))?;
+        let rows_max = page.rows_to_read();
         let mut accounts =
             self.0.run(|engine| async move { engine.accounts(&caller, after.as_ref(), rows_max).await }).await?;
         let next_page_token = page.cut(&mut accounts, |account| account.id.to_string());

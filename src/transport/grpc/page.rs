@@ -24,9 +24,10 @@ impl Page {
         Ok(Self { mark, after: after(mark, page_token)?, rows_max: rows_max(page_size)? })
     }
 
-    /// The id after which the page begins.
-    pub(super) fn after<T>(&self, parse: impl FnOnce(&str) -> Option<T>) -> Option<T> {
-        self.after.as_deref().and_then(parse)
+    /// The id after which the page begins. What is no id did not come from here, and is refused, since beginning anew
+    /// would send whoever follows the tokens round in circles.
+    pub(super) fn after<T>(&self, parse: impl FnOnce(&str) -> Option<T>) -> Result<Option<T>, Error> {
+        self.after.as_deref().map(|id| parse(id).ok_or_else(wrong_token)).transpose()
     }
 
     /// One row more than the page has, which tells whether there is another.
@@ -64,17 +65,17 @@ fn after(mark: u64, page_token: &str) -> Result<Option<String>, Error> {
     if page_token.is_empty() {
         return Ok(None);
     }
-    let wrong = || {
-        let message =
-            "is not a token that this list gave; begin with an empty one, and keep the other fields as they were";
-        Error::invalid("page_token", message)
-    };
-    let bytes = BASE64_URL_SAFE_NO_PAD.decode(page_token).map_err(|_| wrong())?;
-    let (found, id) = bytes.split_first_chunk().ok_or_else(wrong)?;
+    let bytes = BASE64_URL_SAFE_NO_PAD.decode(page_token).map_err(|_| wrong_token())?;
+    let (found, id) = bytes.split_first_chunk().ok_or_else(wrong_token)?;
     if u64::from_be_bytes(*found) != mark {
-        return Err(wrong());
+        return Err(wrong_token());
     }
-    String::from_utf8(id.to_vec()).map(Some).map_err(|_| wrong())
+    String::from_utf8(id.to_vec()).map(Some).map_err(|_| wrong_token())
+}
+
+fn wrong_token() -> Error {
+    let message = "is not a token that this list gave; begin with an empty one, and keep the other fields as they were";
+    Error::invalid("page_token", message)
 }
 
 fn mark(list: &str) -> u64 {
@@ -93,7 +94,8 @@ mod tests {
         let token = first.cut(&mut rows, ToString::to_string);
         assert_eq!(rows, ["key_1", "key_2"]);
         let second = Page::asked("keys of acct_a", &token, 2).unwrap();
-        assert_eq!(second.after(|id| Some(id.to_owned())).as_deref(), Some("key_2"));
+        assert_eq!(second.after(|id| Some(id.to_owned())).unwrap().as_deref(), Some("key_2"));
+        assert!(second.after(|_| None::<()>).is_err());
         assert_eq!(second.cut(&mut rows, ToString::to_string), "");
         assert!(Page::asked("keys of acct_b", &token, 2).is_err());
         for wrong in ["x", "!!!!", "AAAA", &format!("{token}="), &format!("A{token}")] {

@@ -41,7 +41,8 @@ impl PlanService for Plans {
         let v1::ListPlansRequest { page_size, page_token } = request.into_inner();
         let list = format!("plans {:?}", caller.own_account());
         let page = Page::asked(&list, &page_token, page_size).map_err(|error| status_from(&error))?;
-        let (after, rows_max) = (page.after(|id| PlanId::parse(id).ok()), page.rows_to_read());
+        let after = page.after(|id| PlanId::parse(id).ok()).map_err(|error| status_from(&error))?;
+        let rows_max = page.rows_to_read();
         let mut plans =
             self.0.run(|engine| async move { engine.plans(&caller, after.as_ref(), rows_max).await }).await?;
         let next_page_token = page.cut(&mut plans, |plan| plan.id.to_string());
