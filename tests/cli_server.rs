@@ -1,57 +1,25 @@
 //! The command line against a server: the binary serves, and the binary calls.
 #![cfg(test)]
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc;
-use std::time::Duration;
+mod support;
+
+use std::process::{Command, Output};
 
 use serde_json::Value;
 
-const BINARY: &str = env!("CARGO_BIN_EXE_tollgate");
-/// How long a server may take for its next line while it starts.
-const LINE_TIMEOUT: Duration = Duration::from_mins(1);
+use support::{Home, code, run, text};
 
-/// The binary without the variables of whoever runs the tests.
-fn command(program: &str) -> Command {
-    let mut command = Command::new(program);
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("TOLLGATE_") {
-            command.env_remove(name);
-        }
-    }
-    command
-}
-
-/// A server in a directory of its own, killed at the end of its test.
+/// A server on a database of its own.
 struct Server {
-    dir: tempfile::TempDir,
-    child: Child,
-    /// All that it printed until it was ready.
-    printed: String,
-    endpoint: String,
-    /// The operator's secret.
-    token: String,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        _ = self.child.kill();
-        _ = self.child.wait();
-    }
+    server: support::Server,
+    home: Home,
 }
 
 impl Server {
     /// With an operator key from `bootstrap`, and the demo's plans.
     fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let made = run(command(BINARY).args(["bootstrap", "--output", "json"]).arg(database(dir.path())), "");
-        let made = json(&made);
-        assert!(made["key_id"].as_str().unwrap().starts_with("key_"));
-        let token = made["secret"].as_str().unwrap().to_owned();
-        let (child, printed, endpoint) = serve(dir.path(), &[], "tollgate ready ");
-        let server = Self { dir, child, printed, endpoint, token };
+        let home = Home::new();
+        let server = Self { server: home.serve(&[]), home };
         let plans = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/plans.toml");
         assert_eq!(
             text(&server.run(&["plans", "apply", plans])),
@@ -60,17 +28,8 @@ impl Server {
         server
     }
 
-    /// As a newcomer starts it.
-    fn start_dev(dir: tempfile::TempDir) -> Self {
-        let (child, printed, endpoint) = serve(dir.path(), &["--dev"], "KeyService/GetUsage");
-        let token = printed.lines().find_map(|line| line.trim().strip_prefix("operator key  ")).unwrap_or_default();
-        Self { dir, child, token: token.to_owned(), printed, endpoint }
-    }
-
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = command(BINARY);
-        command.args(arguments).env("TOLLGATE_TOKEN", &self.token).env("TOLLGATE_ENDPOINT", &self.endpoint);
-        command
+        self.server.client_command(&self.home.token, arguments)
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
@@ -96,63 +55,9 @@ impl Server {
     }
 }
 
-fn database(dir: &Path) -> String {
-    format!("--database=sqlite:{}", dir.join("t.sqlite").display())
-}
-
-/// Starts a server and reads what it prints until it is ready and has printed `last`.
-fn serve(dir: &Path, arguments: &[&str], last: &'static str) -> (Child, String, String) {
-    let log = std::fs::File::create(dir.join("log")).unwrap();
-    let mut child = command(BINARY)
-        .args(["serve", "--grpc-addr=127.0.0.1:0", "--http-addr=127.0.0.1:0"])
-        .arg(database(dir))
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(log)
-        .spawn()
-        .unwrap();
-    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| sender.send(line)));
-    let mut printed = String::new();
-    let mut endpoint = None;
-    while endpoint.is_none() || !printed.contains(last) {
-        let Ok(line) = receiver.recv_timeout(LINE_TIMEOUT) else {
-            let log = std::fs::read_to_string(dir.join("log")).unwrap();
-            _ = child.kill();
-            panic!("the server is not ready; it printed:\n{printed}\nand logged:\n{log}");
-        };
-        if let Some(addresses) = line.strip_prefix("tollgate ready ") {
-            let grpc = addresses.split(' ').find_map(|word| word.strip_prefix("grpc=")).unwrap();
-            endpoint = Some(format!("http://{grpc}"));
-        }
-        printed.push_str(&line);
-        printed.push('\n');
-    }
-    // Whoever reads no further must not stop the server: the thread above goes on reading.
-    (child, printed, endpoint.unwrap())
-}
-
-fn run(command: &mut Command, input: &str) -> Output {
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    // A command that reads no input may be gone already.
-    _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-    child.wait_with_output().unwrap()
-}
-
-fn code(output: &Output) -> i32 {
-    output.status.code().unwrap()
-}
-
+/// What a command said beside its answer.
 fn said(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
-}
-
-/// Of a command that did what it was told.
-fn text(output: &Output) -> String {
-    assert_eq!(code(output), 0, "{}", said(output));
-    String::from_utf8(output.stdout.clone()).unwrap()
 }
 
 /// Of a command that did what it was told: exactly one document.
@@ -273,7 +178,7 @@ fn suspending_an_account_stops_its_keys() {
 #[test]
 fn plans_are_changed_only_where_they_differ() {
     let server = Server::start();
-    let file = server.dir.path().join("plans.toml");
+    let file = server.home.path().join("plans.toml");
     let path = file.to_str().unwrap();
     std::fs::write(&file, "[plans.free]\nmonthly_credits = 7\n[plans.new]\n").unwrap();
     let apply = ["plans", "apply", path, "--prune"];
@@ -319,36 +224,4 @@ fn an_import_says_which_lines_failed() {
     assert_eq!(lines, [3, 4]);
     let again = run(&mut server.command(&["keys", "import", "-"]), &row('a', "one", ""));
     assert!(text(&again).contains("already present  1"), "{}", text(&again));
-}
-
-#[test]
-fn what_dev_prints_works_as_printed() {
-    let server = Server::start_dev(tempfile::tempdir().unwrap());
-    let lines: Vec<&str> =
-        server.printed.lines().map(str::trim).filter(|line| line.contains("TOLLGATE_TOKEN=")).collect();
-    assert_eq!(lines.len(), 3, "{}", server.printed);
-    for line in lines {
-        // The server may have been started elsewhere; whoever pastes does it where they started it.
-        let output = run(command("sh").args(["-c", line]).current_dir(env!("CARGO_MANIFEST_DIR")), "");
-        assert_eq!(code(&output), 0, "{line}: {}", said(&output));
-    }
-    let log = std::fs::read_to_string(server.dir.path().join("log")).unwrap();
-    for secret in server.printed.lines().filter_map(|line| line.split("key  ").nth(1)) {
-        assert!(!log.contains(secret.trim()), "the log holds a secret");
-    }
-    let usage = server.json(&["usage", "--account", "acct_demo"]);
-    assert!(usage["as_of"].is_string(), "{usage}");
-}
-
-#[test]
-fn a_second_dev_start_keeps_what_is_there() {
-    let mut server = Server::start_dev(tempfile::tempdir().unwrap());
-    let (token, endpoint) = (server.token.clone(), server.endpoint.clone());
-    assert!(!token.is_empty() && !endpoint.is_empty());
-    server.child.kill().unwrap();
-    server.child.wait().unwrap();
-    let (child, printed, endpoint) = serve(server.dir.path(), &["--dev"], "KeyService/GetUsage");
-    assert!(printed.contains("what it holds is kept") && !printed.contains(&token), "{printed}");
-    let again = Server { child, printed, endpoint, token, dir: tempfile::tempdir().unwrap() };
-    assert!(!again.json(&["keys", "list"])["keys"].as_array().unwrap().is_empty());
 }

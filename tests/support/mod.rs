@@ -168,6 +168,7 @@ pub(crate) fn database(dir: &Path) -> String {
 pub(crate) fn bootstrap(dir: &Path) -> String {
     let made = text(&run(tollgate(&["bootstrap", "--output=json"]).arg(database(dir)), ""));
     let made: serde_json::Value = serde_json::from_str(&made).unwrap();
+    assert!(made["key_id"].as_str().unwrap().starts_with("key_"), "{made}");
     made["secret"].as_str().unwrap().to_owned()
 }
 
