@@ -1,4 +1,4 @@
-//! CreateAccount.
+//! `CreateAccount`.
 
 use std::collections::BTreeMap;
 

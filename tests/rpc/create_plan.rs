@@ -1,4 +1,4 @@
-//! CreatePlan.
+//! `CreatePlan`.
 
 use tollgate::proto::v1::*;
 use tonic::Code;

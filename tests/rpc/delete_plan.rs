@@ -1,4 +1,4 @@
-//! DeletePlan.
+//! `DeletePlan`.
 
 use tollgate::proto::v1::*;
 use tonic::Code;

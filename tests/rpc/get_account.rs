@@ -1,4 +1,4 @@
-//! GetAccount.
+//! `GetAccount`.
 
 use tollgate::proto::v1::*;
 use tonic::Code;

@@ -1,4 +1,4 @@
-//! GetPlan.
+//! `GetPlan`.
 
 use tollgate::proto::v1::*;
 use tonic::Code;

@@ -1,4 +1,4 @@
-//! ListAccounts.
+//! `ListAccounts`.
 
 use tollgate::proto::v1::*;
 

@@ -1,4 +1,4 @@
-//! ListPlans.
+//! `ListPlans`.
 
 use tollgate::proto::v1::*;
 

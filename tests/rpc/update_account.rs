@@ -1,4 +1,4 @@
-//! UpdateAccount. What a change does to checks is in `check_key`.
+//! `UpdateAccount`. What a change does to checks is in `check_key`.
 
 use std::collections::BTreeMap;
 
@@ -6,6 +6,9 @@ use tollgate::proto::v1::*;
 use tonic::Code;
 
 use crate::harness::{ACCOUNT, PLAN, Server, account, invalid, limit, mask, plan, precondition, reason, refused};
+
+/// Takes over one field of the second.
+type Set = fn(&mut Account, Account);
 
 async fn update(server: &Server, account: Account, paths: &[&str]) -> Result<Account, tonic::Status> {
     let request = UpdateAccountRequest { account: Some(account), update_mask: mask(paths) };
@@ -41,7 +44,7 @@ async fn each_path_changes_its_field_alone() {
         metadata: BTreeMap::from([("a".to_owned(), "1".to_owned())]),
         ..subject()
     };
-    let rows: [(&str, fn(&mut Account, Account)); 9] = [
+    let rows: [(&str, Set); 9] = [
         ("name", |account, new| account.name = new.name),
         ("plan", |account, new| account.plan = new.plan),
         ("status", |account, new| account.status = new.status),

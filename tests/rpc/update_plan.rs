@@ -1,9 +1,12 @@
-//! UpdatePlan. What a change does to checks is in `check_key`.
+//! `UpdatePlan`. What a change does to checks is in `check_key`.
 
 use tollgate::proto::v1::*;
 use tonic::Code;
 
 use crate::harness::{PLAN, Server, invalid, limit, mask, plan, precondition, reason, refused, strings};
+
+/// Takes over one field of the second.
+type Set = fn(&mut Plan, Plan);
 
 async fn update(server: &Server, plan: Plan, paths: &[&str]) -> Result<Plan, tonic::Status> {
     server.operator.update_plan(UpdatePlanRequest { plan: Some(plan), update_mask: mask(paths) }).await
@@ -35,7 +38,7 @@ async fn each_path_changes_its_field_alone() {
         max_keys: 3,
         ..subject()
     };
-    let rows: [(&str, fn(&mut Plan, Plan)); 7] = [
+    let rows: [(&str, Set); 7] = [
         ("display_name", |plan, new| plan.display_name = new.display_name),
         ("api_access", |plan, new| plan.api_access = new.api_access),
         ("key_limits", |plan, new| plan.key_limits = new.key_limits),
