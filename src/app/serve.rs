@@ -14,9 +14,6 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::config::{CheckAuth, Config, LogFormat};
-use crate::proto::v1::account_service_server::SERVICE_NAME as ACCOUNT_SERVICE;
-use crate::proto::v1::key_service_server::SERVICE_NAME as KEY_SERVICE;
-use crate::proto::v1::plan_service_server::SERVICE_NAME as PLAN_SERVICE;
 use crate::tasks::{self, Tasks};
 use crate::telemetry::{self, Readiness};
 use crate::transport::grpc::{self, Api, HttpStatuses, Router};
@@ -190,7 +187,8 @@ fn options(config: &Config) -> ServerOptions {
 }
 
 async fn set_health(reporter: &HealthReporter, status: ServingStatus) {
-    for service in ["", KEY_SERVICE, ACCOUNT_SERVICE, PLAN_SERVICE] {
+    // The empty name is the server as a whole.
+    for service in std::iter::once("").chain(grpc::SERVICES) {
         reporter.set_service_status(service, status).await;
     }
 }

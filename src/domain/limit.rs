@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::Invalid;
+use super::{Invalid, shown};
 
 /// The largest capacity or allowance, in cost units: far above any use, far below where sums overflow.
 pub const UNITS_MAX: u64 = 1_000_000_000_000_000;
@@ -46,7 +46,7 @@ impl LimitName {
         if text.len() > 32 || !word || !text.starts_with(|c: char| c.is_ascii_lowercase()) {
             return Err(Invalid::new(format!(
                 "`{}` is no limit's name: 1 to 32 characters of `a-z`, `0-9`, `-` and `_`, beginning with a letter, are expected",
-                text.chars().take(64).collect::<String>().escape_debug()
+                shown(text)
             )));
         }
         Ok(Self(Arc::from(text)))

@@ -49,6 +49,9 @@ impl Engine {
         if terms.status == AccountStatus::Suspended {
             return Err(refused(Verdict::AccountSuspended));
         }
+        if !terms.api_access {
+            return Err(refused(Verdict::PlanDenied));
+        }
         if !ip_allowed(&record.policy.restrictions.allowed_ips, peer) {
             return Err(refused(Verdict::IpDenied));
         }
@@ -145,9 +148,11 @@ impl KeyCaller {
                 return Err(wider("auto_renew", &format!("it expires at {expire_time}")));
             }
         }
-        for limit in &own.policy.limits {
-            let tight =
-                key.policy.limits.iter().any(|other| other.continues(limit) && other.capacity <= limit.capacity);
+        // What counts is what would apply: a key's limit takes the place of the plan's of the same name. The key is of the
+        // caller's own account, so the same terms hold for both.
+        let limits = self.terms.limits_of(&key.policy);
+        for limit in self.terms.limits_of(&own.policy).iter() {
+            let tight = limits.iter().any(|other| other.continues(limit) && other.capacity <= limit.capacity);
             if !tight {
                 let why = format!("it is limited by `{}` to {} per {:?}", limit.name, limit.capacity, limit.period);
                 return Err(wider("limits", &why));

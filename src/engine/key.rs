@@ -9,7 +9,7 @@ use crate::ambient::random;
 use crate::decision::{KeyRecord, PreviousHash};
 use crate::domain::{
     Account, AccountId, AccountStatus, Environment, Key, KeyId, KeyStatus, Limit, Metadata, Plan, Policy,
-    PreviousSecret, Restrictions, Revision, Revocation, Scope, Time,
+    PreviousSecret, Restrictions, Revision, Revocation, Scope, Time, shown,
 };
 use crate::store::{AuditEvent, Commit, CommitError, Guard, LoadedKey, StoredKey, StoredSecret, Write};
 
@@ -103,6 +103,7 @@ impl Engine {
         let key = Key { prefix, ..key };
         let (hash, pepper_id) = self.hasher.hash_new(&secret);
         let commit = Commit {
+            rehearsal: false,
             time: now,
             actor: caller.name(),
             guards: guards(&account, &plan),
@@ -241,12 +242,19 @@ impl Engine {
             let stored = self.visible_key(caller, id).await?;
             let expected = stored.key.revision;
             if let Some(etag) = etag.filter(|etag| *etag != expected.etag()) {
-                return Err(Error::Stale { kind: "key", etag: etag.to_owned() });
+                return Err(Error::Stale { kind: "key", etag: shown(etag) });
             }
             let now = self.clock.now();
             let Change { key, new_secret, guards, event } = change(&stored, now)?;
             let write = Write::UpdateKey { key: key.clone(), expected, new_secret: new_secret.clone() };
-            let commit = Commit { time: now, actor: caller.name(), guards, writes: vec![write], events: vec![event] };
+            let commit = Commit {
+                rehearsal: false,
+                time: now,
+                actor: caller.name(),
+                guards,
+                writes: vec![write],
+                events: vec![event],
+            };
             match self.commit(commit).await {
                 Ok(revision) => {
                     let key = Key { revision, ..key };

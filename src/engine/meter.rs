@@ -110,6 +110,8 @@ pub(super) struct AccountMeter {
     pub(super) budgets: BudgetList,
     /// Absent where the plan counts no credits, and for test keys.
     pub(super) credits: Option<(Credits, Budget)>,
+    /// Credits of another reset day, or that are not counted now, from before a change of the terms.
+    credits_kept: Vec<(Credits, Budget)>,
 }
 
 impl AccountMeter {
@@ -129,13 +131,14 @@ impl AccountMeter {
     }
 
     fn set_credits(&mut self, credits: Option<Credits>, terms: &AccountTerms, now: Time) {
-        let old = self.credits.take();
+        // At most one of each day of the month.
+        self.credits_kept.extend(self.credits.take());
+        self.credits_kept.retain(|(_, budget)| !budget.is_over(now));
         self.credits = credits.map(|credits| {
             let rule = Rule::of_credits(credits.allowance, credits.reset_day);
-            let mut budget = match old {
-                Some((old, budget)) if old.reset_day == credits.reset_day => budget,
-                Some(_) | None => Budget::new(rule, &terms.time_zone, now),
-            };
+            let place = self.credits_kept.iter().position(|(old, _)| old.reset_day == credits.reset_day);
+            let kept = place.map(|place| self.credits_kept.remove(place).1);
+            let mut budget = kept.unwrap_or_else(|| Budget::new(rule, &terms.time_zone, now));
             budget.set_rule(rule);
             (credits, budget)
         });

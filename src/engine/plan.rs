@@ -2,10 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::domain::{Limit, Plan, PlanId, Scope, Time};
+use crate::domain::{Limit, Plan, PlanId, Scope, Time, shown};
 use crate::store::{Commit, CommitError, Write};
 
-use super::account::{event, require_admin};
+use super::account::{event, require_admin, require_reader};
 use super::key::differences;
 use super::{COMMIT_TRIES_MAX, Caller, Engine, Error, commit_error};
 
@@ -40,6 +40,7 @@ impl Engine {
         let plan = Plan { create_time: now, update_time: now, ..plan };
         check_plan(&plan)?;
         let commit = Commit {
+            rehearsal: false,
             time: now,
             actor: caller.name(),
             guards: Vec::new(),
@@ -85,6 +86,7 @@ impl Engine {
             let plan = patched(&old, &patch, now);
             check_plan(&plan)?;
             let commit = Commit {
+                rehearsal: false,
                 time: now,
                 actor: caller.name(),
                 guards: Vec::new(),
@@ -108,6 +110,7 @@ impl Engine {
         for _ in 0..COMMIT_TRIES_MAX {
             let old = self.plan_at(id, etag).await?;
             let commit = Commit {
+                rehearsal: false,
                 time: self.clock.now(),
                 actor: caller.name(),
                 guards: Vec::new(),
@@ -130,7 +133,7 @@ impl Engine {
     async fn plan_at(&self, id: &PlanId, etag: Option<&str>) -> Result<Plan, Error> {
         let plan = self.read(self.store.plan(id)).await?.ok_or_else(|| Error::no_plan(id))?;
         match etag {
-            Some(etag) if etag != plan.revision.etag() => Err(Error::Stale { kind: "plan", etag: etag.to_owned() }),
+            Some(etag) if etag != plan.revision.etag() => Err(Error::Stale { kind: "plan", etag: shown(etag) }),
             Some(_) | None => Ok(plan),
         }
     }
@@ -149,11 +152,6 @@ impl Engine {
         self.index.set_revision(plan.revision);
         plan
     }
-}
-
-/// Operators' tools that manage plans hold `tollgate:admin`; customers' that show theirs, `tollgate:keys:read`.
-fn require_reader(caller: &Caller) -> Result<(), Error> {
-    caller.require("tollgate:keys:read").or_else(|error| require_admin(caller).map_err(|_| error))
 }
 
 fn require_not_built_in(id: &PlanId) -> Result<(), Error> {

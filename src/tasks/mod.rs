@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::Engine;
+use crate::engine::{Engine, Error};
 use crate::telemetry::metrics::Metrics;
 
 const RENEW_PERIOD: Duration = Duration::from_secs(15);
@@ -79,23 +79,21 @@ where
     })
 }
 
-/// Writes usage to the store. A failure is logged when it begins; until it ends, usage waits in memory.
+/// Writes usage to the store. Where it can't be, it waits in memory; the engine says so in the log.
 pub async fn flush(engine: Arc<Engine>, metrics: Arc<Metrics>) {
     let clock = engine.clock();
     let start = clock.monotonic();
     match engine.flush_usage().await {
         Ok(_) => metrics.usage_flushed(clock.now(), clock.monotonic().saturating_sub(start)),
-        Err(error) => {
-            metrics.usage_flush_failed();
-            tracing::error!(%error, "usage could not be written; it is kept in memory and written later");
-        }
+        Err(_) => metrics.usage_flush_failed(),
     }
 }
 
 async fn renew(engine: Arc<Engine>) {
     match engine.renew_keys().await {
-        Ok(0) => {}
         Ok(keys) => tracing::info!(keys, "keys renewed themselves"),
+        // That the store fails is in the log already.
+        Ok(0) | Err(Error::Unavailable(_)) => {}
         Err(error) => tracing::error!(%error, "keys could not renew themselves; it is tried again in {RENEW_PERIOD:?}"),
     }
 }

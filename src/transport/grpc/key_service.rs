@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio_stream::StreamExt as _;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::domain::{KeyId, Revision};
-use crate::engine::{Caller, Engine, Error, ImportOutcome, ImportRow};
+use crate::domain::KeyId;
+use crate::engine::{Caller, Engine, Error, ImportOutcome, ImportRow, Rehearsal};
 use crate::proto::v1::{self, key_service_server::KeyService};
 
 use super::Api;
@@ -19,6 +19,8 @@ use super::status::status_from;
 const REVISION_WAIT: Duration = Duration::from_millis(250);
 /// Rows of one commit.
 const IMPORT_BATCH_ROWS: usize = 1_000;
+/// Rows of one call, because a dry run remembers all of them.
+const IMPORT_ROWS_MAX: i64 = 2_000_000;
 /// Refused rows that are told one by one.
 const IMPORT_ERRORS_MAX: usize = 1_000;
 
@@ -29,18 +31,23 @@ pub(super) struct Keys(pub(super) Arc<Api>);
 type Answer<T> = Result<Response<T>, Status>;
 
 impl Keys {
-    fn check(&self, request: &Request<v1::CheckKeyRequest>) -> Answer<v1::CheckKeyResponse> {
-        let api = &*self.0;
-        api.require_serving()?;
-        let caller = if api.check_needs_caller { Some(api.caller(request)?) } else { None };
-        let request = request.get_ref();
-        if let Some(caller) = &caller {
-            caller.require("tollgate:check").map_err(|error| status_from(&error))?;
+    /// Who calls, where a check needs a caller.
+    fn checker(&self, request: &Request<v1::CheckKeyRequest>) -> Result<Option<Caller>, Status> {
+        self.0.require_serving()?;
+        if !self.0.check_needs_caller {
+            return Ok(None);
         }
+        let caller = self.0.caller(request)?;
+        caller.require("tollgate:check").map_err(|error| status_from(&error))?;
+        Ok(Some(caller))
+    }
+
+    fn check(&self, caller: Option<&Caller>, request: &v1::CheckKeyRequest) -> Answer<v1::CheckKeyResponse> {
+        let api = &*self.0;
         if !request.operation_id.is_empty() {
             return Err(Status::unimplemented("`operation_id` is not implemented yet; leave it empty"));
         }
-        let within = caller.as_ref().and_then(Caller::own_account);
+        let within = caller.and_then(Caller::own_account);
         let check = convert::check_from(request, within).map_err(|error| status_from(&error))?;
         let answer = api.engine.check(&check);
         api.metrics.check(answer.verdict);
@@ -56,11 +63,13 @@ impl Keys {
 #[tonic::async_trait]
 impl KeyService for Keys {
     async fn check_key(&self, request: Request<v1::CheckKeyRequest>) -> Answer<v1::CheckKeyResponse> {
-        if request.get_ref().min_revision > 0 {
-            let revision = Revision::new(request.get_ref().min_revision);
+        let caller = self.checker(&request)?;
+        let request = request.get_ref();
+        if request.min_revision != 0 {
+            let revision = convert::revision_from(request.min_revision).map_err(|error| status_from(&error))?;
             self.0.engine.await_revision(revision, REVISION_WAIT).await.map_err(|error| status_from(&error))?;
         }
-        self.check(&request)
+        self.check(caller.as_ref(), request)
     }
 
     async fn create_key(&self, request: Request<v1::CreateKeyRequest>) -> Answer<v1::CreateKeyResponse> {
@@ -166,7 +175,7 @@ impl KeyService for Keys {
         let mut import = Import {
             api: &self.0,
             caller,
-            dry_run: false,
+            rehearsal: None,
             row: 0,
             batch: Vec::new(),
             done: v1::ImportKeysResponse::default(),
@@ -175,7 +184,9 @@ impl KeyService for Keys {
         let mut first = true;
         while let Some(message) = messages.next().await {
             let v1::ImportKeysRequest { dry_run, key } = message?;
-            import.dry_run = if first { dry_run } else { import.dry_run };
+            if first && dry_run {
+                import.rehearsal = Some(Rehearsal::default());
+            }
             if !(first && key.is_none()) {
                 import.add(key.unwrap_or_default()).await?;
             }
@@ -194,7 +205,8 @@ fn key_id(id: &str) -> Result<KeyId, Status> {
 struct Import<'a> {
     api: &'a Arc<Api>,
     caller: Caller,
-    dry_run: bool,
+    /// What would have been done so far, in a dry run.
+    rehearsal: Option<Rehearsal>,
     row: i64,
     batch: Vec<(i64, ImportRow)>,
     done: v1::ImportKeysResponse,
@@ -203,6 +215,9 @@ struct Import<'a> {
 impl Import<'_> {
     async fn add(&mut self, key: v1::ImportedKey) -> Result<(), Status> {
         let row = self.row;
+        if row >= IMPORT_ROWS_MAX {
+            return Err(status_from(&Error::invalid("key", format!("one call takes at most {IMPORT_ROWS_MAX} rows"))));
+        }
         self.row += 1;
         match convert::import_row_from(key) {
             Ok(parsed) => self.batch.push((row, parsed)),
@@ -216,17 +231,18 @@ impl Import<'_> {
         if rows.is_empty() {
             return Ok(());
         }
-        let (caller, dry_run) = (self.caller.clone(), self.dry_run);
+        let (caller, mut rehearsal) = (self.caller.clone(), self.rehearsal.take());
         let call = |engine: Arc<Engine>| async move {
-            let outcomes = engine.import_keys(&caller, rows, dry_run).await?;
-            Ok((outcomes, engine.index_size().2))
+            let outcomes = engine.import_keys(&caller, rows, rehearsal.as_mut()).await?;
+            Ok((outcomes, rehearsal, engine.index_size().2))
         };
-        let (outcomes, revision) = self.api.run(call).await?;
+        let (outcomes, rehearsal, revision) = self.api.run(call).await?;
+        self.rehearsal = rehearsal;
         for (row, outcome) in places.into_iter().zip(outcomes) {
             match outcome {
                 ImportOutcome::Imported => {
                     self.done.imported += 1;
-                    self.done.revision = if dry_run { 0 } else { revision.number() };
+                    self.done.revision = if self.rehearsal.is_some() { 0 } else { revision.number() };
                 }
                 ImportOutcome::AlreadyPresent => self.done.already_present += 1,
                 ImportOutcome::Refused(error) => self.refuse(row, &error),

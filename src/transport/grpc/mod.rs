@@ -18,10 +18,15 @@ use tracing::Instrument as _;
 
 use crate::domain::Verdict;
 use crate::engine::{Caller, Engine, Error};
+use crate::proto::v1::{account_service_server, key_service_server, plan_service_server};
 use crate::telemetry::metrics::Metrics;
 use crate::transport::server::PeerInfo;
 
 pub use router::{Router, classify};
+
+/// The names of the services, by which health is asked for.
+pub const SERVICES: [&str; 3] =
+    [key_service_server::SERVICE_NAME, account_service_server::SERVICE_NAME, plan_service_server::SERVICE_NAME];
 
 /// What the services of all workers share.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 
 use prost_types::{Duration, FieldMask, Timestamp};
 
-use crate::domain::{AccountId, Environment, Invalid, KeyId, PlanId, Time};
+use crate::domain::{AccountId, Environment, Invalid, KeyId, PlanId, Time, shown};
 use crate::engine::{Error, Violation};
 use crate::proto::v1;
 
@@ -146,9 +146,7 @@ pub(super) fn masked(
         return changeable.to_vec();
     }
     for path in mask.paths.iter().filter(|path| !changeable.contains(&path.as_str())) {
-        let shown: String = path.chars().take(64).collect();
-        let message =
-            format!("`{}` cannot be changed; `*` and these can: {}", shown.escape_debug(), changeable.join(", "));
+        let message = format!("`{}` cannot be changed; `*` and these can: {}", shown(path), changeable.join(", "));
         violations.add("update_mask", message);
     }
     changeable.iter().copied().filter(|field| mask.paths.iter().any(|path| path == field)).collect()

@@ -1,0 +1,84 @@
+//! A store that hands out what it was made with, and keeps nothing.
+
+use std::sync::{Mutex, PoisonError};
+
+use async_trait::async_trait;
+use tokio::sync::mpsc;
+use tollgate::domain::{Account, AccountId, KeyId, Plan, PlanId, Revision, Time, UsageRow};
+use tollgate::store::{Commit, CommitError, KeyQuery, Loaded, Store, StoreError, StoredKey, UsageFlush, UsageQuery};
+
+#[derive(Debug)]
+pub(crate) struct MemoryStore(Mutex<Vec<Loaded>>);
+
+impl MemoryStore {
+    pub(crate) fn new(loaded: Vec<Loaded>) -> Self {
+        Self(Mutex::new(loaded))
+    }
+}
+
+#[async_trait]
+impl Store for MemoryStore {
+    async fn load(&self, sink: mpsc::Sender<Loaded>) -> Result<Revision, StoreError> {
+        let parts = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        for part in parts {
+            if sink.send(part).await.is_err() {
+                break;
+            }
+        }
+        Ok(Revision::new(1))
+    }
+
+    async fn commit(&self, _: Commit) -> Result<Revision, CommitError> {
+        Ok(Revision::new(1))
+    }
+
+    async fn record_usage(&self, _: &UsageFlush) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn key(&self, _: KeyId) -> Result<Option<StoredKey>, StoreError> {
+        Ok(None)
+    }
+
+    async fn keys(&self, _: &KeyQuery) -> Result<Vec<StoredKey>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    async fn keys_to_renew(&self, _: Time, _: u32) -> Result<Vec<StoredKey>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    async fn account(&self, _: &AccountId) -> Result<Option<Account>, StoreError> {
+        Ok(None)
+    }
+
+    async fn accounts(&self, _: Option<&AccountId>, _: u32) -> Result<Vec<Account>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    async fn plan(&self, _: &PlanId) -> Result<Option<Plan>, StoreError> {
+        Ok(None)
+    }
+
+    async fn plans(&self, _: Option<&PlanId>, _: u32) -> Result<Vec<Plan>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    async fn usage(&self, _: &UsageQuery) -> Result<Vec<UsageRow>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    async fn pepper_ids(&self) -> Result<Vec<String>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    async fn revision(&self) -> Result<Revision, StoreError> {
+        Ok(Revision::new(1))
+    }
+
+    async fn verify(&self) -> Result<Vec<String>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    async fn close(&self) {}
+}
