@@ -1,4 +1,4 @@
-//! GetLimits.
+//! `GetLimits`.
 
 use tollgate::proto::v1::*;
 use tonic::Code;
