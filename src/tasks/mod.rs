@@ -91,9 +91,9 @@ pub async fn flush(engine: Arc<Engine>, metrics: Arc<Metrics>) {
 
 async fn renew(engine: Arc<Engine>) {
     match engine.renew_keys().await {
-        Ok(keys) => tracing::info!(keys, "keys renewed themselves"),
         // That the store fails is in the log already.
         Ok(0) | Err(Error::Unavailable(_)) => {}
+        Ok(keys) => tracing::info!(keys, "keys renewed themselves"),
         Err(error) => tracing::error!(%error, "keys could not renew themselves; it is tried again in {RENEW_PERIOD:?}"),
     }
 }
