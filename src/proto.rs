@@ -6,6 +6,7 @@
     clippy::pedantic,
     clippy::as_conversions,
     clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
     clippy::wildcard_enum_match_arm,
     reason = "generated code"
 )]

@@ -3,7 +3,7 @@
 use crate::config::{Config, Database};
 use crate::engine::pepper;
 use crate::store::Store as _;
-use crate::store::sqlite::{OpenMode, SqliteStore};
+use crate::store::sqlite::{OpenError, OpenMode, SqliteStore};
 
 use super::setup::{block_on, database_url};
 
@@ -75,8 +75,9 @@ async fn store(config: &Config) -> Vec<Finding> {
             "{url} does not exist yet; `tollgate bootstrap` and `tollgate serve` make it"
         ))];
     }
-    let store = match SqliteStore::open(path, OpenMode::MustExist).await {
+    let store = match SqliteStore::open(path, OpenMode::AsItIs).await {
         Ok(store) => store,
+        Err(error @ OpenError::NotMigrated { .. }) => return vec![Finding::fine(error.to_string())],
         Err(error) => return vec![Finding::wrong(format!("{url} cannot be opened: {error}"), "")],
     };
     let mut findings = vec![match store.revision().await {

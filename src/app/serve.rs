@@ -14,9 +14,6 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::config::{CheckAuth, Config, LogFormat};
-use crate::proto::v1::account_service_server::SERVICE_NAME as ACCOUNT_SERVICE;
-use crate::proto::v1::key_service_server::SERVICE_NAME as KEY_SERVICE;
-use crate::proto::v1::plan_service_server::SERVICE_NAME as PLAN_SERVICE;
 use crate::tasks::{self, Tasks};
 use crate::telemetry::{self, Readiness};
 use crate::transport::grpc::{self, Api, HttpStatuses, Router};
@@ -26,7 +23,7 @@ use crate::transport::server::{self, ServerHandle, ServerOptions, TlsFiles};
 use super::setup::{Parts, block_on, database_url};
 use super::{DevInfo, Failure, dev};
 
-/// How long callers have, at the end, to see that health says NOT_SERVING before connections are told to go.
+/// How long callers have, at the end, to see that health says `NOT_SERVING` before connections are told to go.
 const FAREWELL: Duration = Duration::from_millis(100);
 
 /// A server that serves.
@@ -115,7 +112,7 @@ async fn serve_parts(
         http.shutdown().await;
         if let Some(tasks) = tasks {
             tasks.stop().await;
-            tasks::flush(Arc::clone(&parts.engine), Arc::clone(&parts.metrics)).await;
+            tasks::flush(Arc::clone(&parts.engine), Arc::clone(&parts.metrics), Arc::default()).await;
         }
     };
     tokio::select! {
@@ -190,7 +187,8 @@ fn options(config: &Config) -> ServerOptions {
 }
 
 async fn set_health(reporter: &HealthReporter, status: ServingStatus) {
-    for service in ["", KEY_SERVICE, ACCOUNT_SERVICE, PLAN_SERVICE] {
+    // The empty name is the server as a whole.
+    for service in std::iter::once("").chain(grpc::SERVICES) {
         reporter.set_service_status(service, status).await;
     }
 }

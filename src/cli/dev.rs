@@ -39,33 +39,49 @@ fn render_for(info: &DevInfo, program: &str) -> String {
         );
         (operator, live)
     } else {
-        text.push_str(&kept(info));
+        text.push_str(&kept(info, program));
         ("$TOLLGATE_TOKEN", "$LIVE_KEY")
     };
     text.push_str(&commands(info, program, operator, live));
     text
 }
 
-fn kept(info: &DevInfo) -> String {
-    format!(
+fn kept(info: &DevInfo, program: &str) -> String {
+    let mut text = format!(
         "The database was here before, and what it holds is kept. The demo's keys were shown at its first start and can't\n\
          be shown again. With them, the commands below work once you have set:\n\n  \
          export TOLLGATE_TOKEN=…   # the operator key\n  \
          export LIVE_KEY=…         # the live key\n\n\
-         Without them, stop the server, delete {0} with the files beside it ({0}-wal, {0}-shm), and start again.\n\n",
-        info.database.strip_prefix("sqlite:").unwrap_or(&info.database)
-    )
+         Without an operator key, stop the server, make another, and start again:\n\n  \
+         {program} bootstrap --again --database \"{}\"\n\n",
+        info.database
+    );
+    if !info.live_key_id.is_empty() {
+        _ = write!(
+            text,
+            "Without the live key, give it a new secret:\n\n  {program} keys rotate {}{}\n\n",
+            info.live_key_id,
+            endpoint(info)
+        );
+    }
+    text
+}
+
+/// The flag by which commands find the server, where it is not where they look by themselves.
+fn endpoint(info: &DevInfo) -> String {
+    let addr = reachable(info.grpc_addr);
+    if addr == SocketAddr::from(([127, 0, 0, 1], 50_051)) {
+        String::new()
+    } else {
+        format!(" --endpoint http://{addr}")
+    }
 }
 
 /// One line a command, each complete, so that any of them can be pasted alone.
 fn commands(info: &DevInfo, program: &str, operator: &str, live: &str) -> String {
     let addr = reachable(info.grpc_addr);
-    let (account, key_id) = (&info.account_id, &info.live_key_id);
-    let endpoint = if addr == SocketAddr::from(([127, 0, 0, 1], 50_051)) {
-        String::new()
-    } else {
-        format!(" --endpoint http://{addr}")
-    };
+    let account = &info.account_id;
+    let endpoint = endpoint(info);
     // JSON stands in double quotes, so that the shell puts in what the text calls by a variable's name.
     let grpcurl = |method: &str, json: &str| {
         format!(
@@ -83,7 +99,7 @@ fn commands(info: &DevInfo, program: &str, operator: &str, live: &str) -> String
     let check_too = format!("echo \"{live}\" | {}", tollgate("check"));
     let create_too =
         tollgate(&format!("keys create --account {account} --name \"from the command line\" --scope tasks:read"));
-    let usage_too = tollgate(&format!("usage --key {key_id}"));
+    let usage_too = tollgate(&format!("usage --account {account}"));
     format!(
         "Check the live key:\n\n  {check}\n  {check_too}\n\n\
          Make a key:\n\n  {create}\n  {create_too}\n\n\
@@ -132,7 +148,7 @@ mod tests {
         for line in [
             r#"  grpcurl -plaintext -H "authorization: Bearer sk_live_OP" -d "{\"key\": \"sk_live_LIVE\"}" 127.0.0.1:50051 tollgate.v1.KeyService/CheckKey"#,
             r#"  echo "sk_live_LIVE" | TOLLGATE_TOKEN="sk_live_OP" target/release/tollgate check"#,
-            r#"  TOLLGATE_TOKEN="sk_live_OP" target/release/tollgate usage --key key_1"#,
+            r#"  TOLLGATE_TOKEN="sk_live_OP" target/release/tollgate usage --account acct_demo"#,
         ] {
             assert!(text.lines().any(|printed| printed == line), "{line}\n{text}");
         }
@@ -144,9 +160,13 @@ mod tests {
         let mut later = info(None);
         later.grpc_addr.set_port(1_234);
         let text = render_for(&later, "tollgate");
-        assert!(text.contains("can't\nbe shown again") && text.contains("t.sqlite-wal"), "{text}");
+        assert!(
+            text.contains("can't\nbe shown again")
+                && text.contains("tollgate bootstrap --again --database \"sqlite:t.sqlite\""),
+            "{text}"
+        );
         assert!(text.contains(
-            r#"TOLLGATE_TOKEN="$TOLLGATE_TOKEN" tollgate usage --key key_1 --endpoint http://127.0.0.1:1234"#
+            r#"TOLLGATE_TOKEN="$TOLLGATE_TOKEN" tollgate usage --account acct_demo --endpoint http://127.0.0.1:1234"#
         ));
     }
 

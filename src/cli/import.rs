@@ -175,9 +175,11 @@ impl Read {
 
 /// A line as a row. What is wrong is said without the line's contents, which may be a secret in the wrong place.
 fn row(key_message: &MessageDescriptor, line: &[u8]) -> Result<ImportedKey, String> {
-    let mut object: Map<String, Value> = serde_json::from_slice(line).map_err(|error| {
+    // Any value first: what is wrong with the syntax is told without contents, what is wrong with a type is not.
+    let value: Value = serde_json::from_slice(line).map_err(|error| {
         format!("is no JSON object: {}", error.to_string().replace(" at line 1 column", " at column"))
     })?;
+    let Value::Object(mut object) = value else { return Err("is no JSON object".into()) };
     let hash = match object.remove("hash") {
         Some(Value::String(hash)) => hash,
         Some(_) => return Err("`hash` is no string".into()),
@@ -285,9 +287,10 @@ mod tests {
     #[test]
     fn a_wrong_line_says_what_is_wrong_and_not_what_it_holds() {
         let message = out::descriptor("Key").unwrap();
-        let rows: [(&[u8], &str); 7] = [
+        let rows: [(&[u8], &str); 8] = [
             (b"hunter2", "is no JSON object: expected value at column 1"),
             (b"[\"hunter2\"]", "is no JSON object"),
+            (b"\"hunter2\"", "is no JSON object"),
             (b"{\"name\":\"hunter2\"", "is no JSON object"),
             (b"{\"name\":\"hunter2\"}", "`hash` is missing"),
             (b"{\"hash\":[\"hunter2\"]}", "`hash` is no string"),

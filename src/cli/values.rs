@@ -38,7 +38,9 @@ fn moment(text: &str, sign: i64) -> Result<Timestamp, String> {
         // Whole seconds: nobody who writes `30d` means its milliseconds.
         return Ok(Timestamp { seconds: at.seconds(), nanos: 0 });
     }
-    text.parse().map_err(|_| "expected a time such as `2027-01-01T00:00:00Z`, or a length of time such as `30d`".into())
+    // A date alone, which the wire's own parser takes, leaves open in which zone.
+    let time = text.parse::<jiff::Timestamp>().ok().and_then(|_| text.parse().ok());
+    time.ok_or_else(|| "expected a time such as `2027-01-01T00:00:00Z`, or a length of time such as `30d`".into())
 }
 
 /// `NAME=CAPACITY/PERIOD`, and `:sliding` for a sliding window.

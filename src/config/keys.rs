@@ -101,7 +101,7 @@ pub const KEYS: &[Key] = &[
     key!(server.grpc_addr, rule::Addr, "Where gRPC is served. Port 0 picks a free one."),
     key!(server.http_addr, rule::Addr, "Where metrics and health are served over HTTP. Port 0 picks a free one."),
     key!(server.workers, count(0..=1_024), "Worker threads. 0: one a core."),
-    key!(server.connections_max, count(1..=1_000_000), "Open connections; further ones wait to be accepted."),
+    key!(server.connections_max, count(1..=1_000_000), "Open connections; further ones are closed at once."),
     key!(server.streams_per_connection_max, count(1..=1_000_000), "Concurrent calls on one connection."),
     key!(
         server.in_flight_max,

@@ -280,8 +280,8 @@ impl Rule for DatabaseUrl {
     fn read(&self, raw: &Raw<'_>) -> Option<Database> {
         let path = raw.text()?.strip_prefix("sqlite:")?;
         let path = path.strip_prefix("//").unwrap_or(path);
-        // An in-memory database would lose every key at the end of the process, and ends in `?` are options that
-        // could switch durability off.
+        // An in-memory database would lose every key at the end of the process, and what follows a `?` are options,
+        // which could switch durability off.
         let plain = !path.is_empty() && !path.contains(['\0', '?']) && path != ":memory:";
         plain.then(|| Database::Sqlite(PathBuf::from(path)))
     }

@@ -144,7 +144,7 @@ impl State {
     pub fn give_back(&mut self, slot: Slot, units: u64) {
         match &mut self.0 {
             Inner::Fixed { window, granted } if window.start.millis() == slot.0 => {
-                *granted = granted.saturating_sub(units)
+                *granted = granted.saturating_sub(units);
             }
             Inner::Fixed { .. } => {}
             Inner::Sliding { granted, .. } => {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::Invalid;
+use super::{Invalid, shown};
 
 /// A place in the order of all changes of the store; 0 is before the first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -40,7 +40,7 @@ const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnop
 /// Base62 digits of 128 bits.
 const KEY_DIGITS: usize = 22;
 
-/// A key's name: `key_` and 128 bits in base62. The bits are a UUIDv7 (RFC 9562), so ids sort in order of creation,
+/// A key's name: `key_` and 128 bits in base62. The bits are a UUID of version 7 (RFC 9562), so ids sort in order of creation,
 /// as bytes and as text alike.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyId([u8; 16]);
@@ -126,7 +126,7 @@ impl AccountId {
         if rest.is_empty() || rest.len() > 40 || !rest.bytes().all(|b| b.is_ascii_alphanumeric()) {
             return Err(Invalid::new(format!(
                 "`{}` is no account id: `{ACCOUNT_PREFIX}` and 1 to 40 letters and digits are expected",
-                text.chars().take(64).collect::<String>().escape_debug()
+                shown(text)
             )));
         }
         Ok(Self(Arc::from(text)))
@@ -170,7 +170,7 @@ impl PlanId {
         if text.len() > 40 || !word || !text.starts_with(|c: char| c.is_ascii_lowercase()) {
             return Err(Invalid::new(format!(
                 "`{}` is no plan id: 1 to 40 characters of `a-z`, `0-9` and `-`, beginning with a letter, are expected",
-                text.chars().take(64).collect::<String>().escape_debug()
+                shown(text)
             )));
         }
         Ok(Self(Arc::from(text)))

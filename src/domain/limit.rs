@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::Invalid;
+use super::{Invalid, shown};
 
 /// The largest capacity or allowance, in cost units: far above any use, far below where sums overflow.
 pub const UNITS_MAX: u64 = 1_000_000_000_000_000;
@@ -46,7 +46,7 @@ impl LimitName {
         if text.len() > 32 || !word || !text.starts_with(|c: char| c.is_ascii_lowercase()) {
             return Err(Invalid::new(format!(
                 "`{}` is no limit's name: 1 to 32 characters of `a-z`, `0-9`, `-` and `_`, beginning with a letter, are expected",
-                text.chars().take(64).collect::<String>().escape_debug()
+                shown(text)
             )));
         }
         Ok(Self(Arc::from(text)))
@@ -93,15 +93,14 @@ impl Period {
     /// Length in milliseconds of a sliding window, which does not follow the calendar: a day has 24 hours, a month 31
     /// days.
     #[must_use]
-    pub const fn sliding_millis(self) -> i64 {
+    pub fn sliding_millis(self) -> i64 {
         const HOUR: i64 = 3_600_000;
         match self {
             Self::Minute => 60_000,
             Self::Hour => HOUR,
             Self::Day => 24 * HOUR,
             Self::Month => 31 * 24 * HOUR,
-            #[expect(clippy::as_conversions, clippy::cast_lossless, reason = "lossless, and `From` is not const")]
-            Self::Seconds(seconds) => seconds as i64 * 1_000,
+            Self::Seconds(seconds) => i64::from(seconds) * 1_000,
         }
     }
 }

@@ -22,7 +22,9 @@ pub use key::{Environment, Key, KeyStatus, Policy, PreviousSecret, Revocation, S
 pub use limit::{Algorithm, Limit, LimitName, Period, UNITS_MAX};
 pub use restriction::{EndpointPattern, ReferrerPattern, Restrictions};
 pub use scope::{OWN_NAMESPACE, Scope, ScopeRef};
-pub use text::{Invalid, Metadata, parse_description, parse_display_prefix, parse_metadata, parse_name, parse_reason};
+pub use text::{
+    Invalid, Metadata, parse_description, parse_display_prefix, parse_metadata, parse_name, parse_reason, shown,
+};
 pub use time::{Time, TimeZone};
 pub use usage::{Activity, UsageDelta, UsageRow};
 pub use verdict::Verdict;

@@ -7,7 +7,7 @@ use std::str::FromStr as _;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Invalid, caps};
+use super::{Invalid, caps, shown};
 
 /// Lists that must be met where they are not empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -27,19 +27,19 @@ impl Restrictions {
     /// A network in CIDR notation, or a single address. Bits beyond the prefix must be zero, so that nobody believes
     /// a network to be narrower than it is.
     pub fn parse_ip(text: &str) -> Result<IpNet, Invalid> {
-        let shown: String = text.chars().take(64).collect();
         let net = match std::net::IpAddr::from_str(text) {
             Ok(address) => IpNet::from(address),
             Err(_) => IpNet::from_str(text).map_err(|_| {
                 Invalid::new(format!(
                     "`{}` is neither an IP address nor a network such as `10.0.0.0/8` or `2001:db8::/32`",
-                    shown.escape_debug()
+                    shown(text)
                 ))
             })?,
         };
         if net.trunc() != net {
             return Err(Invalid::new(format!(
-                "`{shown}` has bits set beyond its prefix; did you mean `{}`?",
+                "`{}` has bits set beyond its prefix; did you mean `{}`?",
+                shown(text),
                 net.trunc()
             )));
         }
@@ -75,10 +75,9 @@ impl ReferrerPattern {
             !label.is_empty() && label.len() <= 63 && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
         };
         if text.len() > 253 || !host.split('.').all(label) {
-            let shown: String = text.chars().take(64).collect();
             return Err(Invalid::new(format!(
                 "`{}` is no host such as `example.com` or `*.example.com` (no scheme, port or path)",
-                shown.escape_debug()
+                shown(text)
             )));
         }
         Ok(Self(text.to_ascii_lowercase().into()))
@@ -151,12 +150,11 @@ impl EndpointPattern {
 }
 
 fn endpoint_shape(text: &str) -> Invalid {
-    let shown: String = text.chars().take(64).collect();
     Invalid::new(format!(
         "`{}` is no endpoint such as `GET /v1/tasks/*`: a method in capitals or `*`, a space, and a path in which `*` stands \
          for characters of one segment and `**`, at the end, for any segments; no query, empty or dot segments; up to \
          {ENDPOINT_BYTES_MAX} characters",
-        shown.escape_debug()
+        shown(text)
     ))
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::Invalid;
+use super::{Invalid, shown};
 
 /// The resource of Tollgate's own scopes, which are granted only by name.
 pub const OWN_NAMESPACE: &str = "tollgate";
@@ -124,10 +124,9 @@ fn split(text: &str) -> Result<(&str, &str), Invalid> {
 }
 
 fn shape(text: &str) -> Invalid {
-    let shown: String = text.chars().take(SCOPE_BYTES_MAX).collect();
     Invalid::new(format!(
         "`{}` is no scope: `resource:action` or `resource:*` is expected, of `A-Z a-z 0-9 _ . -`, up to {SCOPE_BYTES_MAX} characters",
-        shown.escape_debug()
+        shown(text)
     ))
 }
 

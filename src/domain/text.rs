@@ -16,6 +16,37 @@ impl Invalid {
     }
 }
 
+/// Characters of an input that an error repeats.
+const SHOWN_CHARS_MAX: usize = 40;
+/// Letters and digits in a row that are repeated; an id has 22, the shortest secret 49.
+const SHOWN_WORD_CHARS_MAX: usize = 24;
+/// What is left of a longer row: as much as the display prefix of a secret has.
+const SHOWN_WORD_CHARS: usize = 4;
+
+/// An input as an error may repeat it: its beginning, on one line, and of what could be a secret that was sent in the
+/// wrong place no more than may be shown of it. Errors end up in the logs of whoever called.
+#[must_use]
+pub fn shown(text: &str) -> String {
+    let mut shown = String::new();
+    for part in text.split_inclusive(|c: char| !c.is_ascii_alphanumeric()) {
+        let word = part.trim_end_matches(|c: char| !c.is_ascii_alphanumeric());
+        if word.len() > SHOWN_WORD_CHARS_MAX {
+            shown.extend(word.chars().take(SHOWN_WORD_CHARS).chain(['…']));
+            shown.extend(part.chars().skip(word.len()));
+        } else {
+            shown.push_str(part);
+        }
+        if shown.len() > SHOWN_CHARS_MAX * char::MAX_LEN_UTF8 {
+            break;
+        }
+    }
+    if let Some((end, _)) = shown.char_indices().nth(SHOWN_CHARS_MAX) {
+        shown.truncate(end);
+        shown.push('…');
+    }
+    shown.escape_debug().to_string()
+}
+
 /// A key's or an account's own notes.
 pub type Metadata = BTreeMap<String, String>;
 
@@ -68,10 +99,9 @@ pub fn parse_metadata<'a>(
     for (key, value) in entries {
         let key_is_word = key.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'));
         if key.is_empty() || key.len() > METADATA_KEY_CHARS_MAX || !key_is_word {
-            let shown: String = key.chars().take(METADATA_KEY_CHARS_MAX).collect();
             return Err(Invalid::new(format!(
                 "the key `{}` is not 1 to {METADATA_KEY_CHARS_MAX} characters of `A-Z a-z 0-9 _ . -`",
-                shown.escape_debug()
+                shown(key)
             )));
         }
         let value = bounded(value, METADATA_VALUE_CHARS_MAX)
@@ -95,6 +125,22 @@ fn bounded(text: &str, chars_max: usize) -> Result<String, Invalid> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_repeats_no_secret() {
+        let secret = format!("sk_live_abcd{}", "E".repeat(45));
+        for (text, expected) in [
+            ("tasks:read:all", "tasks:read:all"),
+            ("key_0351Td6GPkqoSKmJ8KXdbc", "key_0351Td6GPkqoSKmJ8KXdbc"),
+            (secret.as_str(), "sk_live_abcd…"),
+            (&format!("?key={secret}&b"), "?key=sk_live_abcd…&b"),
+            ("a\nb\u{1b}[31m", "a\\nb\\u{1b}[31m"),
+            (&"é ".repeat(40), &format!("{}…", "é ".repeat(20))),
+            (&"a ".repeat(100_000), &format!("{}…", "a ".repeat(20))),
+        ] {
+            assert_eq!(shown(text), expected);
+        }
+    }
 
     #[test]
     fn text_is_bounded_in_characters_not_bytes() {

@@ -5,7 +5,7 @@ use std::fmt;
 use jiff::tz::TimeZoneDatabase;
 use serde::{Deserialize, Serialize};
 
-use super::Invalid;
+use super::{Invalid, shown};
 
 /// A point in time: milliseconds since 1970-01-01T00:00:00Z, leap seconds not counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -80,7 +80,7 @@ impl TimeZone {
         TimeZoneDatabase::bundled().get(name).map(Self).map_err(|_| {
             Invalid::new(format!(
                 "no time zone is called `{}`; an IANA name such as `Europe/Berlin` is expected",
-                name.escape_debug()
+                shown(name)
             ))
         })
     }

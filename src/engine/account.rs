@@ -4,11 +4,11 @@ use serde_json::{Value, json};
 
 use crate::domain::{
     Account, AccountId, AccountStatus, CreditOverride, Environment, Limit, Metadata, Plan, PlanId, Policy, Revision,
-    Scope, Time, TimeZone,
+    Scope, Time, TimeZone, shown,
 };
 use crate::store::{AuditEvent, Commit, CommitError, Guard, LoadedKey, StoredSecret, Write};
 
-use super::key::{assemble, created_details, differences};
+use super::key::{assemble, created_details, differences, new_id};
 use super::{COMMIT_TRIES_MAX, Caller, Engine, Error, MadeKey, NewKey, commit_error};
 use crate::decision::KeyRecord;
 
@@ -42,7 +42,7 @@ pub struct AccountPatch {
 impl Engine {
     /// A fresh id for an account.
     pub fn new_account_id(&self) -> Result<AccountId, Error> {
-        self.new_id(self.clock.now()).map(|id| AccountId::from_bytes(*id.as_bytes()))
+        new_id(self.clock.now()).map(|id| AccountId::from_bytes(*id.as_bytes()))
     }
 
     /// Makes an account. Its times and revision are set here.
@@ -56,6 +56,7 @@ impl Engine {
         let account = Account { create_time: now, update_time: now, ..account };
         check_account(&account)?;
         let commit = Commit {
+            rehearsal: false,
             time: now,
             actor: caller.name(),
             guards: Vec::new(),
@@ -68,7 +69,7 @@ impl Engine {
 
     /// One account.
     pub async fn account(&self, caller: &Caller, id: &AccountId) -> Result<Account, Error> {
-        caller.require("tollgate:keys:read")?;
+        require_reader(caller)?;
         let account = self.read(self.store.account(id)).await?;
         account.filter(|account| caller.sees(&account.id)).ok_or_else(|| Error::no_account(id))
     }
@@ -80,7 +81,7 @@ impl Engine {
         after: Option<&AccountId>,
         rows_max: u32,
     ) -> Result<Vec<Account>, Error> {
-        caller.require("tollgate:keys:read")?;
+        require_reader(caller)?;
         match caller.own_account() {
             None => self.read(self.store.accounts(after, rows_max)).await,
             Some(own) => {
@@ -107,12 +108,13 @@ impl Engine {
         for _ in 0..COMMIT_TRIES_MAX {
             let old = self.read(self.store.account(id)).await?.ok_or_else(|| Error::no_account(id))?;
             if let Some(etag) = etag.filter(|etag| *etag != old.revision.etag()) {
-                return Err(Error::Stale { kind: "account", etag: etag.to_owned() });
+                return Err(Error::Stale { kind: "account", etag: shown(etag) });
             }
             let now = self.clock.now();
             let account = patched(&old, &patch, now);
             check_account(&account)?;
             let commit = Commit {
+                rehearsal: false,
                 time: now,
                 actor: caller.name(),
                 guards: Vec::new(),
@@ -135,7 +137,7 @@ impl Engine {
         let now = self.clock.now();
         let (secret, prefix) = self.draw_secret(Environment::Live)?;
         let (hash, pepper_id) = self.hasher.hash_new(&secret);
-        let id = self.new_id(now)?;
+        let id = new_id(now)?;
         let scopes = OPERATOR_SCOPES.iter().filter_map(|scope| Scope::parse(scope).ok()).collect();
         let new = NewKey {
             account_id: None,
@@ -159,16 +161,8 @@ impl Engine {
         }
         let is_first = writes.len() > 1;
         let guards = if anew { Vec::new() } else { vec![Guard::NoKeys] };
-        let commit = Commit { time: now, actor: "system".to_owned(), guards, writes, events };
-        let revision = self.commit(commit).await.map_err(|error| match error {
-            CommitError::NotEmpty => Error::Precondition {
-                kind: "NOT_EMPTY",
-                subject: "store".to_owned(),
-                message: "the store holds keys already; with --again another operator's key is made all the same"
-                    .to_owned(),
-            },
-            other => commit_error(other),
-        })?;
+        let commit = Commit { rehearsal: false, time: now, actor: "system".to_owned(), guards, writes, events };
+        let revision = self.commit(commit).await.map_err(commit_error)?;
         if is_first {
             self.index.put_plan(Plan { revision, ..plan });
             self.index.put_account(Account { revision, ..account });
@@ -225,6 +219,11 @@ pub(super) fn require_admin(caller: &Caller) -> Result<(), Error> {
     caller.require_operator()
 }
 
+/// Operators' tools that manage accounts and plans hold `tollgate:admin`; customers' that show their own, `tollgate:keys:read`.
+pub(super) fn require_reader(caller: &Caller) -> Result<(), Error> {
+    caller.require("tollgate:keys:read").or_else(|error| require_admin(caller).map_err(|_| error))
+}
+
 pub(super) fn event(action: &'static str, subject: &str, details: String) -> AuditEvent {
     AuditEvent { action, subject: subject.to_owned(), details }
 }
@@ -234,15 +233,14 @@ fn check_account(account: &Account) -> Result<(), Error> {
 }
 
 fn account_error(error: CommitError, account: &Account) -> Error {
-    match error {
-        CommitError::IdTaken => Error::AlreadyExists(format!("there is an account `{}` already", account.id)),
-        CommitError::NoParent => Error::Precondition {
-            kind: "NO_SUCH_PLAN",
-            subject: account.plan.to_string(),
-            message: format!("there is no plan `{}`", account.plan),
-        },
-        other => commit_error(other),
+    if matches!(error, CommitError::NoParent) {
+        let message = format!("there is no plan `{}`", account.plan);
+        return Error::Precondition { kind: "NO_SUCH_PLAN", subject: account.plan.to_string(), message };
     }
+    if matches!(error, CommitError::IdTaken) {
+        return Error::AlreadyExists(format!("there is an account `{}` already", account.id));
+    }
+    commit_error(error)
 }
 
 fn patched(old: &Account, patch: &AccountPatch, now: Time) -> Account {

@@ -4,8 +4,10 @@
 //! an operator's all. What a caller makes or changes can't be wider than the caller's own key: not in scopes, limits,
 //! restrictions, expiry or environment, or a narrow key could write itself a wider one.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::decision::restriction::ip_allowed;
 use crate::decision::{AccountTerms, KeyRecord, grants, usable};
 use crate::domain::{AccountId, AccountStatus, Environment, Key, KeyId, Restrictions, ScopeRef, Verdict};
 
@@ -32,18 +34,13 @@ pub struct KeyCaller {
 }
 
 impl Engine {
-    /// Takes the credential of a call for its caller. Refuses one that is not in use, or whose account is not.
-    pub fn authenticate(&self, credential: &str) -> Result<Caller, Error> {
+    /// Takes the credential of a call for its caller. Refuses one that is not in use, whose account is not, or that may not
+    /// be used from the peer's address. A key's other restrictions are about the API that it is for, not about this one.
+    pub fn authenticate(&self, credential: &str, peer: Option<IpAddr>) -> Result<Caller, Error> {
         let now = self.clock.now();
-        let refused = |verdict: Verdict| Error::Unauthenticated {
-            verdict,
-            message: match verdict {
-                Verdict::Missing => "a key is required: send `authorization: Bearer <key>` in the metadata".to_owned(),
-                Verdict::Malformed => {
-                    "the key in `authorization` is damaged: its characters, length or checksum are wrong".to_owned()
-                }
-                other => format!("the key in `authorization` is refused: {other}"),
-            },
+        let refused = |verdict: Verdict| {
+            let message = format!("the key in `authorization` is refused: {verdict}");
+            Error::Unauthenticated { verdict, message }
         };
         let (hash, found) = self.identify(credential).map_err(refused)?;
         let record = found.entry.record.load_full();
@@ -52,7 +49,13 @@ impl Engine {
         if terms.status == AccountStatus::Suspended {
             return Err(refused(Verdict::AccountSuspended));
         }
-        if found.entry.is_first_touch_in(now) && found.entry.with_meter(|meter| meter.touch(now)) {
+        if !terms.api_access {
+            return Err(refused(Verdict::PlanDenied));
+        }
+        if !ip_allowed(&record.policy.restrictions.allowed_ips, peer) {
+            return Err(refused(Verdict::IpDenied));
+        }
+        if found.entry.is_first_touch_in(now) && found.entry.with_meter(|meter| meter.touch(peer, now)) {
             self.usage.enqueue(Arc::clone(&found.entry));
         }
         Ok(Caller::Key(KeyCaller { key_id: found.entry.id, found, record, terms }))
@@ -145,9 +148,11 @@ impl KeyCaller {
                 return Err(wider("auto_renew", &format!("it expires at {expire_time}")));
             }
         }
-        for limit in &own.policy.limits {
-            let tight =
-                key.policy.limits.iter().any(|other| other.continues(limit) && other.capacity <= limit.capacity);
+        // What counts is what would apply: a key's limit takes the place of the plan's of the same name. The key is of the
+        // caller's own account, so the same terms hold for both.
+        let limits = self.terms.limits_of(&key.policy);
+        for limit in self.terms.limits_of(&own.policy).iter() {
+            let tight = limits.iter().any(|other| other.continues(limit) && other.capacity <= limit.capacity);
             if !tight {
                 let why = format!("it is limited by `{}` to {} per {:?}", limit.name, limit.capacity, limit.period);
                 return Err(wider("limits", &why));

@@ -41,6 +41,11 @@ impl Budget {
         self.rule = rule;
     }
 
+    /// Whether nothing of what was spent counts any more.
+    pub(super) fn is_over(&self, now: Time) -> bool {
+        self.ledger.reset_time(now) <= now
+    }
+
     /// Moves on to the slot of `now`. Units leased for an earlier one go back.
     pub(super) fn advance(&mut self, zone: &TimeZone, now: Time) {
         self.ledger.advance(&self.rule, zone, now);
@@ -89,23 +94,30 @@ impl Budget {
 #[derive(Debug, Default)]
 pub(super) struct BudgetList {
     limits: Vec<(Limit, Budget)>,
+    /// Of limits that were taken away before their window was over: where one comes back, what was spent is still spent.
+    kept: Vec<(Limit, Budget)>,
 }
+
+/// Budgets that are kept of limits that were taken away; the oldest go first.
+const KEPT_MAX: usize = 32;
 
 impl BudgetList {
     /// Makes these the limits, and keeps what was spent under those that continue one from before.
     pub(super) fn set_limits(&mut self, limits: &[Limit], zone: &TimeZone, now: Time) {
-        let mut old = std::mem::take(&mut self.limits);
+        let mut old = std::mem::take(&mut self.kept);
+        old.append(&mut self.limits);
         self.limits = limits
             .iter()
             .map(|limit| {
                 let rule = Rule::of(limit);
-                let kept =
-                    old.iter().position(|(other, _)| limit.continues(other)).map(|place| old.swap_remove(place).1);
-                let mut budget = kept.unwrap_or_else(|| Budget::new(rule, zone, now));
+                let place = old.iter().position(|(other, _)| limit.continues(other));
+                let mut budget = place.map_or_else(|| Budget::new(rule, zone, now), |place| old.remove(place).1);
                 budget.set_rule(rule);
                 (limit.clone(), budget)
             })
             .collect();
+        old.retain(|(_, budget)| !budget.is_over(now));
+        self.kept = old.split_off(old.len().saturating_sub(KEPT_MAX));
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&Limit, &Budget)> {
@@ -157,7 +169,30 @@ mod tests {
         let larger = Limit { capacity: 20, ..b };
         let other = Limit { period: Period::Hour, ..a };
         list.set_limits(&[larger, other], &TimeZone::UTC, at(0));
-        let remaining: Vec<u64> = list.iter().map(|(_, budget)| budget.view(at(0)).remaining).collect();
-        assert_eq!(remaining, [16, 10]);
+        let remaining =
+            |list: &BudgetList| list.iter().map(|(_, budget)| budget.view(at(0)).remaining).collect::<Vec<u64>>();
+        assert_eq!(remaining(&list), [16, 10]);
+    }
+
+    #[test]
+    fn a_limit_that_is_taken_away_and_comes_back_is_no_new_one() {
+        let mut list = BudgetList::default();
+        let (minute, day) = (limit("a", 10, Algorithm::FixedWindow), limit("a", 10, Algorithm::SlidingWindow));
+        let day = Limit { period: Period::Day, ..day };
+        let mut spend = |limits: &[Limit], units, millis| {
+            list.set_limits(limits, &TimeZone::UTC, at(millis));
+            list.budgets_mut().all(|budget| {
+                budget.advance(&TimeZone::UTC, at(millis));
+                let leased = budget.lease(units);
+                budget.spend(if leased { units } else { 0 });
+                leased
+            })
+        };
+        assert!(spend(std::slice::from_ref(&minute), 10, 0));
+        assert!(spend(std::slice::from_ref(&day), 1, 1));
+        assert!(spend(&[], 1, 2));
+        assert!(!spend(std::slice::from_ref(&minute), 1, 3), "spent in this minute");
+        assert!(!spend(std::slice::from_ref(&day), 10, 4), "one is spent today");
+        assert!(spend(std::slice::from_ref(&minute), 10, 60_000));
     }
 }

@@ -89,9 +89,10 @@ impl Engine {
         if queue {
             self.usage.enqueue(found.entry);
         }
-        let missing_scopes = match charge.verdict {
-            Verdict::ScopeDenied => missing_scopes(&subject.record, &subject.terms, &check.request),
-            _ => Vec::new(),
+        let missing_scopes = if charge.verdict == Verdict::ScopeDenied {
+            missing_scopes(&subject.record, &subject.terms, &check.request)
+        } else {
+            Vec::new()
         };
         let Charge { verdict, limits, credits, retry_after_millis } = charge;
         Answer { verdict, revision, subject: Some(subject), missing_scopes, limits, credits, retry_after_millis }

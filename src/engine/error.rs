@@ -1,8 +1,10 @@
 //! Why a call could not be served.
 
+use std::fmt;
+
 use thiserror::Error;
 
-use crate::domain::{Invalid, Verdict};
+use crate::domain::{AccountId, Invalid, Verdict, shown};
 use crate::store::StoreError;
 
 /// Why a call could not be served. The text is for the caller, and holds no secret.
@@ -80,24 +82,21 @@ impl Error {
     }
 
     /// There is no such key.
-    pub fn no_key(id: impl ToString) -> Self {
+    pub fn no_key(id: impl fmt::Display) -> Self {
         Self::NotFound { kind: "key", id: shown(&id.to_string()) }
     }
 
     /// There is no such account.
-    pub fn no_account(id: impl ToString) -> Self {
-        Self::NotFound { kind: "account", id: shown(&id.to_string()) }
+    pub fn no_account(id: impl fmt::Display) -> Self {
+        let id = id.to_string();
+        let id = if AccountId::parse(&id).is_ok() { id } else { shown(&id) };
+        Self::NotFound { kind: "account", id }
     }
 
     /// There is no such plan.
-    pub fn no_plan(id: impl ToString) -> Self {
+    pub fn no_plan(id: impl fmt::Display) -> Self {
         Self::NotFound { kind: "plan", id: shown(&id.to_string()) }
     }
-}
-
-/// The beginning of what a caller sent as an id, safe to print. It could be a secret sent by mistake, so it is cut short.
-fn shown(id: &str) -> String {
-    id.chars().take(40).collect::<String>().escape_debug().to_string()
 }
 
 fn violations_text(violations: &[Violation]) -> String {

@@ -1,13 +1,14 @@
 //! Taking over keys that another system made.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use crate::decision::KeyRecord;
-use crate::domain::{AccountId, Key, Plan, SecretHash, Time};
+use crate::domain::{Account, AccountId, Key, Plan, SecretHash, Time};
 use crate::store::{AuditEvent, Commit, CommitError, Guard, LoadedKey, StoredSecret, Write};
 
-use super::key::{admit, assemble, create_error, created_details, guards};
-use super::{Caller, Engine, Error, NewKey};
+use super::key::{admit, assemble, create_error, created_details, guards, new_id};
+use super::{Caller, Engine, Error, NewKey, commit_error};
 
 /// A key to take over.
 #[derive(Clone, Debug)]
@@ -33,32 +34,41 @@ pub enum ImportOutcome {
     Refused(Error),
 }
 
+/// What a dry run would have done so far: the store does not know of it.
+#[derive(Debug, Default)]
+pub struct Rehearsal {
+    hashes: HashMap<SecretHash, AccountId>,
+    names: HashSet<(AccountId, String)>,
+    keys: HashMap<AccountId, u32>,
+}
+
 /// A row that may be committed: its place in the batch, and what to write.
 struct Candidate {
     place: usize,
     key: Key,
     hash: SecretHash,
-    plan: std::sync::Arc<Plan>,
-    guards: Vec<Guard>,
+    account: Account,
+    plan: Arc<Plan>,
 }
 
 impl Engine {
     /// Takes over a batch of keys, and says of each what became of it, in their order. A refused row does not keep the
-    /// others from being committed. With `dry_run` nothing is; whether a name is taken shows only in earnest.
+    /// others from being committed. With a rehearsal nothing is; it goes on from batch to batch.
     pub async fn import_keys(
         &self,
         caller: &Caller,
         rows: Vec<ImportRow>,
-        dry_run: bool,
+        mut rehearsal: Option<&mut Rehearsal>,
     ) -> Result<Vec<ImportOutcome>, Error> {
         caller.require("tollgate:keys:write")?;
         let _changing = self.changing.lock().await;
         let now = self.clock.now();
         let mut outcomes: Vec<ImportOutcome> = Vec::with_capacity(rows.len());
         let mut candidates: Vec<Candidate> = Vec::with_capacity(rows.len());
-        let mut seen: HashMap<SecretHash, AccountId> = HashMap::with_capacity(rows.len());
+        let mut in_batch = HashMap::new();
+        let seen = rehearsal.as_deref_mut().map_or(&mut in_batch, |rehearsal| &mut rehearsal.hashes);
         for (place, row) in rows.into_iter().enumerate() {
-            let outcome = match self.candidate(caller, place, row, &mut seen, now) {
+            let outcome = match self.candidate(caller, place, row, seen, now) {
                 Ok(Some(candidate)) => {
                     candidates.push(candidate);
                     ImportOutcome::Imported
@@ -69,11 +79,20 @@ impl Engine {
             };
             outcomes.push(outcome);
         }
-        if !dry_run {
-            for (place, error) in self.commit_candidates(caller, candidates, now).await? {
-                if let Some(outcome) = outcomes.get_mut(place) {
-                    *outcome = ImportOutcome::Refused(error);
+        let mut refused = Vec::new();
+        if let Some(rehearsal) = rehearsal.as_deref_mut() {
+            candidates.retain(|Candidate { place, key, .. }| {
+                let free = rehearsal.names.insert((key.account_id.clone(), key.name.clone()));
+                if !free {
+                    refused.push((*place, commit_error(CommitError::NameTaken(key.name.clone()))));
                 }
+                free
+            });
+        }
+        refused.extend(self.commit_candidates(caller, candidates, rehearsal, now).await?);
+        for (place, error) in refused {
+            if let Some(outcome) = outcomes.get_mut(place) {
+                *outcome = ImportOutcome::Refused(error);
             }
         }
         Ok(outcomes)
@@ -96,12 +115,11 @@ impl Engine {
         if create_time.is_some_and(|time| time > now) {
             return Err(Error::invalid("key.create_time", "lies in the future"));
         }
-        let key = assemble(new, account.id.clone(), self.new_id(now)?, prefix, create_time.unwrap_or(now), now)?;
+        let key = assemble(new, account.id.clone(), new_id(now)?, prefix, create_time.unwrap_or(now), now)?;
         admit(&key, &account, &plan, now)?;
         caller.require_covers(&key)?;
         seen.insert(hash, account.id.clone());
-        let guards = guards(&account, &plan);
-        Ok(Some(Candidate { place, key, hash, plan, guards }))
+        Ok(Some(Candidate { place, key, hash, account, plan }))
     }
 
     /// Commits candidates together; where the store refuses them, each half apart, down to the one that is to blame.
@@ -109,14 +127,15 @@ impl Engine {
         &self,
         caller: &Caller,
         all: Vec<Candidate>,
+        mut rehearsal: Option<&mut Rehearsal>,
         now: Time,
     ) -> Result<Vec<(usize, Error)>, Error> {
         let mut refused = Vec::new();
         let mut batches = vec![all];
         while let Some(mut batch) = batches.pop() {
             let Some(first) = batch.first() else { continue };
-            let (place, plan) = (first.place, std::sync::Arc::clone(&first.plan));
-            match self.commit_batch(caller, &batch, now).await {
+            let (place, plan) = (first.place, Arc::clone(&first.plan));
+            match self.commit_batch(caller, &batch, rehearsal.as_deref_mut(), now).await {
                 Ok(()) => {}
                 Err(CommitError::Store(error)) => return Err(error.into()),
                 Err(error) if batch.len() == 1 => refused.push((place, create_error(error, &plan))),
@@ -131,24 +150,31 @@ impl Engine {
         Ok(refused)
     }
 
-    async fn commit_batch(&self, caller: &Caller, batch: &[Candidate], now: Time) -> Result<(), CommitError> {
-        let mut all_guards: Vec<Guard> = Vec::new();
-        for guard in batch.iter().flat_map(|candidate| &candidate.guards) {
-            if !all_guards.contains(guard) {
-                all_guards.push(guard.clone());
-            }
-        }
+    async fn commit_batch(
+        &self,
+        caller: &Caller,
+        batch: &[Candidate],
+        rehearsal: Option<&mut Rehearsal>,
+        now: Time,
+    ) -> Result<(), CommitError> {
         let secret = |hash| StoredSecret { hash, pepper_id: None };
         let event =
             |key: &Key| AuditEvent { action: "key.import", subject: key.id.to_string(), details: created_details(key) };
         let commit = Commit {
             time: now,
             actor: caller.name(),
-            guards: all_guards,
+            guards: guards_of(batch, rehearsal.as_deref()),
             events: batch.iter().map(|candidate| event(&candidate.key)).collect(),
             writes: batch.iter().map(|c| Write::InsertKey(c.key.clone(), secret(c.hash))).collect(),
+            rehearsal: rehearsal.is_some(),
         };
         let revision = self.commit(commit).await?;
+        if let Some(rehearsal) = rehearsal {
+            for Candidate { key, .. } in batch {
+                *rehearsal.keys.entry(key.account_id.clone()).or_default() += 1;
+            }
+            return Ok(());
+        }
         for Candidate { key, hash, .. } in batch {
             let key = Key { revision, ..key.clone() };
             let record = KeyRecord::new(&key, self.index.intern(&key.policy), None);
@@ -157,6 +183,29 @@ impl Engine {
         self.index.set_revision(revision);
         Ok(())
     }
+}
+
+/// What must hold for a batch, each account once. In a rehearsal an account has room for fewer, because the store does not
+/// know of those before.
+fn guards_of(batch: &[Candidate], rehearsal: Option<&Rehearsal>) -> Vec<Guard> {
+    let mut accounts = HashSet::new();
+    let first_of_each = batch.iter().filter(|candidate| accounts.insert(&candidate.account.id));
+    let all = first_of_each.flat_map(|candidate| guards(&candidate.account, &candidate.plan));
+    let rehearsed = |account: &AccountId| rehearsal.and_then(|rehearsal| rehearsal.keys.get(account)).copied();
+    let mut guards: Vec<Guard> = Vec::new();
+    for guard in all {
+        let guard = match guard {
+            Guard::KeysAtMost(account, keys_max) => {
+                let before = rehearsed(&account).unwrap_or(0);
+                Guard::KeysAtMost(account, keys_max.saturating_sub(before))
+            }
+            Guard::AccountAt(..) | Guard::PlanAt(..) | Guard::NoKeys => guard,
+        };
+        if !guards.contains(&guard) {
+            guards.push(guard);
+        }
+    }
+    guards
 }
 
 fn taken() -> Error {

@@ -4,7 +4,7 @@
 //! they write is compared by revision, so that an older state never replaces a newer one.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -110,7 +110,10 @@ pub(super) struct Index {
     plans: Mutex<HashMap<PlanId, Arc<Plan>>>,
     /// Equal policies share one allocation.
     policies: Mutex<HashSet<Arc<Policy>>>,
-    revision: watch::Sender<Revision>,
+    /// The revision up to which every change is applied.
+    revision: AtomicI64,
+    /// Tells those who wait for a revision. Its own value lies behind a lock, which checks do without.
+    revision_watch: watch::Sender<Revision>,
 }
 
 impl Index {
@@ -120,7 +123,8 @@ impl Index {
             accounts: LockFreeMap::with_hasher(RandomState::default()),
             plans: Mutex::default(),
             policies: Mutex::default(),
-            revision: watch::Sender::new(Revision::ZERO),
+            revision: AtomicI64::new(0),
+            revision_watch: watch::Sender::new(Revision::ZERO),
         }
     }
 
@@ -146,23 +150,20 @@ impl Index {
 
     /// The revision up to which every change is applied.
     pub(super) fn revision(&self) -> Revision {
-        *self.revision.borrow()
+        Revision::new(self.revision.load(Ordering::Acquire))
     }
 
     /// Follows [`Self::revision`].
     pub(super) fn watch_revision(&self) -> watch::Receiver<Revision> {
-        self.revision.subscribe()
+        self.revision_watch.subscribe()
     }
 
     /// Says that every change up to this revision is applied.
     pub(super) fn set_revision(&self, revision: Revision) {
-        self.revision.send_if_modified(|current| {
-            let newer = revision > *current;
-            if newer {
-                *current = revision;
-            }
-            newer
-        });
+        let before = self.revision.fetch_max(revision.number(), Ordering::AcqRel);
+        if before < revision.number() {
+            self.revision_watch.send_replace(self.revision());
+        }
     }
 
     /// Puts a plan in, and its new terms before every account that is on it.

@@ -9,7 +9,7 @@ use crate::ambient::random;
 use crate::decision::{KeyRecord, PreviousHash};
 use crate::domain::{
     Account, AccountId, AccountStatus, Environment, Key, KeyId, KeyStatus, Limit, Metadata, Plan, Policy,
-    PreviousSecret, Restrictions, Revision, Revocation, Scope, Time,
+    PreviousSecret, Restrictions, Revision, Revocation, Scope, Time, shown,
 };
 use crate::store::{AuditEvent, Commit, CommitError, Guard, LoadedKey, StoredKey, StoredSecret, Write};
 
@@ -96,13 +96,14 @@ impl Engine {
         let _changing = self.changing.lock().await;
         let now = self.clock.now();
         let (account, plan) = self.home_of(caller, new.account_id.as_ref())?;
-        let key = assemble(new, account.id.clone(), self.new_id(now)?, String::new(), now, now)?;
+        let key = assemble(new, account.id.clone(), new_id(now)?, String::new(), now, now)?;
         admit(&key, &account, &plan, now)?;
         caller.require_covers(&key)?;
         let (secret, prefix) = self.draw_secret(key.environment)?;
         let key = Key { prefix, ..key };
         let (hash, pepper_id) = self.hasher.hash_new(&secret);
         let commit = Commit {
+            rehearsal: false,
             time: now,
             actor: caller.name(),
             guards: guards(&account, &plan),
@@ -241,12 +242,19 @@ impl Engine {
             let stored = self.visible_key(caller, id).await?;
             let expected = stored.key.revision;
             if let Some(etag) = etag.filter(|etag| *etag != expected.etag()) {
-                return Err(Error::Stale { kind: "key", etag: etag.to_owned() });
+                return Err(Error::Stale { kind: "key", etag: shown(etag) });
             }
             let now = self.clock.now();
             let Change { key, new_secret, guards, event } = change(&stored, now)?;
             let write = Write::UpdateKey { key: key.clone(), expected, new_secret: new_secret.clone() };
-            let commit = Commit { time: now, actor: caller.name(), guards, writes: vec![write], events: vec![event] };
+            let commit = Commit {
+                rehearsal: false,
+                time: now,
+                actor: caller.name(),
+                guards,
+                writes: vec![write],
+                events: vec![event],
+            };
             match self.commit(commit).await {
                 Ok(revision) => {
                     let key = Key { revision, ..key };
@@ -265,17 +273,13 @@ impl Engine {
     /// Puts a changed key into the index.
     fn apply_key(&self, key: &Key, before: &StoredKey, new_secret: Option<&StoredSecret>) {
         let policy = self.index.intern(&key.policy);
-        match (new_secret, &key.previous) {
-            (Some(secret), Some(previous)) => {
-                let previous = PreviousHash { hash: before.hash, expire_time: previous.expire_time };
-                let record = KeyRecord::new(key, policy, Some(Arc::new(previous)));
-                self.index.rotate_key(&before.hash, secret.hash, record);
-            }
-            (_, _) => {
-                let previous =
-                    self.index.find(&before.hash).and_then(|found| found.entry.record.load().previous.clone());
-                self.index.update_key(&before.hash, KeyRecord::new(key, policy, previous));
-            }
+        if let (Some(secret), Some(previous)) = (new_secret, &key.previous) {
+            let previous = PreviousHash { hash: before.hash, expire_time: previous.expire_time };
+            let record = KeyRecord::new(key, policy, Some(Arc::new(previous)));
+            self.index.rotate_key(&before.hash, secret.hash, record);
+        } else {
+            let previous = self.index.find(&before.hash).and_then(|found| found.entry.record.load().previous.clone());
+            self.index.update_key(&before.hash, KeyRecord::new(key, policy, previous));
         }
     }
 
@@ -300,16 +304,17 @@ impl Engine {
         stored.filter(|stored| caller.sees(&stored.key.account_id)).ok_or_else(|| Error::no_key(id))
     }
 
-    pub(super) fn new_id(&self, now: Time) -> Result<KeyId, Error> {
-        let bytes = random::uuid_v7(now).map_err(|error| Error::Unavailable(error.to_string()))?;
-        Ok(KeyId::from_bytes(bytes))
-    }
-
     pub(super) fn draw_secret(&self, environment: Environment) -> Result<(SecretString, String), Error> {
         let mut bits = zeroize::Zeroizing::new([0; 32]);
         random::fill(bits.as_mut_slice()).map_err(|error| Error::Unavailable(error.to_string()))?;
         Ok(self.brand.format(environment, &bits))
     }
+}
+
+/// A fresh id.
+pub(super) fn new_id(now: Time) -> Result<KeyId, Error> {
+    let bytes = random::uuid_v7(now).map_err(|error| Error::Unavailable(error.to_string()))?;
+    Ok(KeyId::from_bytes(bytes))
 }
 
 /// What shall become of a key.
@@ -379,14 +384,12 @@ fn guards_of_update(account: &Account) -> Vec<Guard> {
 }
 
 pub(super) fn create_error(error: CommitError, plan: &Plan) -> Error {
-    match error {
-        CommitError::TooManyKeys => {
-            let most = plan.keys_max.unwrap_or(0);
-            let message = format!("the plan `{}` allows {most} keys that are not revoked; revoke one first", plan.id);
-            Error::Precondition { kind: "TOO_MANY_KEYS", subject: plan.id.to_string(), message }
-        }
-        other => commit_error(other),
+    if matches!(error, CommitError::TooManyKeys) {
+        let most = plan.keys_max.unwrap_or(0);
+        let message = format!("the plan `{}` allows {most} keys that are not revoked; revoke one first", plan.id);
+        return Error::Precondition { kind: "TOO_MANY_KEYS", subject: plan.id.to_string(), message };
     }
+    commit_error(error)
 }
 
 fn require_plan_scopes(key: &Key, plan: &Plan) -> Result<(), Error> {

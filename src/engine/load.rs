@@ -55,17 +55,21 @@ impl Engine {
     fn put(&self, part: Loaded) -> usize {
         match part {
             Loaded::Plans(plans) => {
-                plans.into_iter().for_each(|plan| self.index.put_plan(plan));
+                for plan in plans {
+                    self.index.put_plan(plan);
+                }
                 0
             }
             Loaded::Accounts(accounts) => {
-                accounts.into_iter().filter(|account| !self.index.put_account(account.clone())).count()
+                accounts.into_iter().map(|account| self.index.put_account(account)).filter(|placed| !placed).count()
             }
             Loaded::Keys(keys) => {
                 keys.into_iter().map(|key| self.index.insert_key(key)).filter(|placed| !placed).count()
             }
             Loaded::RetiredSecrets(retired) => {
-                retired.iter().for_each(|secret| self.index.add_retired(secret));
+                for secret in &retired {
+                    self.index.add_retired(secret);
+                }
                 0
             }
         }

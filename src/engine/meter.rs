@@ -81,8 +81,8 @@ impl KeyMeter {
     }
 
     /// Notes a use that is no check. True if the meter must be put into the queue for the next flush.
-    pub(super) fn touch(&mut self, now: Time) -> bool {
-        self.last_use = Some((now, self.last_use.and_then(|(_, ip)| ip)));
+    pub(super) fn touch(&mut self, peer: Option<IpAddr>, now: Time) -> bool {
+        self.last_use = Some((now, peer));
         !std::mem::replace(&mut self.queued, true)
     }
 
@@ -110,6 +110,8 @@ pub(super) struct AccountMeter {
     pub(super) budgets: BudgetList,
     /// Absent where the plan counts no credits, and for test keys.
     pub(super) credits: Option<(Credits, Budget)>,
+    /// Credits of another reset day, or that are not counted now, from before a change of the terms.
+    credits_kept: Vec<(Credits, Budget)>,
 }
 
 impl AccountMeter {
@@ -129,13 +131,14 @@ impl AccountMeter {
     }
 
     fn set_credits(&mut self, credits: Option<Credits>, terms: &AccountTerms, now: Time) {
-        let old = self.credits.take();
+        // At most one of each day of the month.
+        self.credits_kept.extend(self.credits.take());
+        self.credits_kept.retain(|(_, budget)| !budget.is_over(now));
         self.credits = credits.map(|credits| {
             let rule = Rule::of_credits(credits.allowance, credits.reset_day);
-            let mut budget = match old {
-                Some((old, budget)) if old.reset_day == credits.reset_day => budget,
-                Some(_) | None => Budget::new(rule, &terms.time_zone, now),
-            };
+            let place = self.credits_kept.iter().position(|(old, _)| old.reset_day == credits.reset_day);
+            let kept = place.map(|place| self.credits_kept.remove(place).1);
+            let mut budget = kept.unwrap_or_else(|| Budget::new(rule, &terms.time_zone, now));
             budget.set_rule(rule);
             (credits, budget)
         });
@@ -182,7 +185,7 @@ pub struct CreditStatus {
 /// What the budgets say to a cost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Charge {
-    /// ALLOWED, RATE_LIMITED or CREDITS_EXHAUSTED.
+    /// `ALLOWED`, `RATE_LIMITED` or `CREDITS_EXHAUSTED`; the caller may make it `THROTTLED`.
     pub verdict: Verdict,
     /// Every limit that applies, of the key and then of the account.
     pub limits: Vec<LimitStatus>,

@@ -19,6 +19,7 @@ pub mod pepper;
 mod plan;
 mod usage;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -32,7 +33,7 @@ pub use account::AccountPatch;
 pub use authority::{Caller, KeyCaller};
 pub use check::{Answer, Check, Subject};
 pub use error::{Error, Violation};
-pub use import::{ImportOutcome, ImportRow};
+pub use import::{ImportOutcome, ImportRow, Rehearsal};
 pub use key::{KeyPatch, MadeKey, NewKey, RevokedKey};
 pub use key_read::{KeyFilter, KeyView, SelfView};
 pub use load::LoadError;
@@ -72,6 +73,8 @@ pub struct Engine {
     usage: usage::UsageBuffer,
     /// Held from the first read of a change until it is in the index, so that revisions are applied in their order.
     changing: tokio::sync::Mutex<()>,
+    writing_fails: AtomicBool,
+    reading_fails: AtomicBool,
 }
 
 impl Engine {
@@ -87,6 +90,8 @@ impl Engine {
             index: index::Index::new(),
             usage: usage::UsageBuffer::default(),
             changing: tokio::sync::Mutex::new(()),
+            writing_fails: AtomicBool::new(false),
+            reading_fails: AtomicBool::new(false),
         }
     }
 
@@ -121,20 +126,31 @@ impl Engine {
     /// Commits, and logs a store that cannot. The caller applies the change to the index and then says
     /// [`index::Index::set_revision`].
     async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
-        let action = commit.events.first().map_or("none", |event| event.action);
         let result = self.store.commit(commit).await;
-        if let Err(CommitError::Store(error)) = &result {
-            tracing::error!(%error, action, "a change was not made, because the store cannot be written");
-        }
+        let failure = match &result {
+            Err(CommitError::Store(error)) => Some(error),
+            Ok(_) | Err(_) => None,
+        };
+        Self::note_store(&self.writing_fails, failure, "written");
         result
+    }
+
+    /// Logs that the store fails where that is news, and that it works again.
+    fn note_store(fails: &AtomicBool, failure: Option<&StoreError>, done: &'static str) {
+        match (fails.swap(failure.is_some(), Ordering::Relaxed), failure) {
+            (false, Some(error)) => {
+                tracing::error!(%error, "the store cannot be {done}; calls that need it are answered UNAVAILABLE");
+            }
+            (true, None) => tracing::info!("the store can be {done} again"),
+            (true, Some(_)) | (false, None) => {}
+        }
     }
 
     /// Passes on what was read, and logs a store that cannot be.
     async fn read<T>(&self, reading: impl Future<Output = Result<T, StoreError>>) -> Result<T, Error> {
-        reading.await.map_err(|error| {
-            tracing::error!(%error, "the store cannot be read");
-            Error::from(error)
-        })
+        let result = reading.await;
+        Self::note_store(&self.reading_fails, result.as_ref().err(), "read");
+        Ok(result?)
     }
 }
 
@@ -151,6 +167,11 @@ fn commit_error(error: CommitError) -> Error {
         CommitError::NoParent => Error::Internal("the record belongs to one that does not exist".to_owned()),
         CommitError::PlanInUse => Error::Internal("accounts are on the plan".to_owned()),
         CommitError::TooManyKeys => Error::Internal("the account has no room for another key".to_owned()),
-        CommitError::NotEmpty => Error::Internal("the store holds keys already".to_owned()),
+        CommitError::NotEmpty => Error::Precondition {
+            kind: "NOT_EMPTY",
+            subject: "store".to_owned(),
+            message: "the store holds keys already; with --again another operator's key is made all the same"
+                .to_owned(),
+        },
     }
 }

@@ -2,10 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::domain::{Limit, Plan, PlanId, Scope, Time};
+use crate::domain::{Limit, Plan, PlanId, Scope, Time, shown};
 use crate::store::{Commit, CommitError, Write};
 
-use super::account::{event, require_admin};
+use super::account::{event, require_admin, require_reader};
 use super::key::differences;
 use super::{COMMIT_TRIES_MAX, Caller, Engine, Error, commit_error};
 
@@ -38,6 +38,7 @@ impl Engine {
         let plan = Plan { create_time: now, update_time: now, ..plan };
         check_plan(&plan)?;
         let commit = Commit {
+            rehearsal: false,
             time: now,
             actor: caller.name(),
             guards: Vec::new(),
@@ -58,14 +59,12 @@ impl Engine {
     /// Plans in the order of their ids.
     pub async fn plans(&self, caller: &Caller, after: Option<&PlanId>, rows_max: u32) -> Result<Vec<Plan>, Error> {
         require_reader(caller)?;
-        match caller.own_account() {
-            None => self.read(self.store.plans(after, rows_max)).await,
-            Some(_) => {
-                let Some(own) = self.own_plan(caller) else { return Ok(Vec::new()) };
-                let plan = self.read(self.store.plan(&own)).await?;
-                Ok(plan.into_iter().filter(|plan| after.is_none_or(|after| plan.id > *after)).collect())
-            }
+        if caller.own_account().is_none() {
+            return self.read(self.store.plans(after, rows_max)).await;
         }
+        let Some(own) = self.own_plan(caller) else { return Ok(Vec::new()) };
+        let plan = self.read(self.store.plan(&own)).await?;
+        Ok(plan.into_iter().filter(|plan| after.is_none_or(|after| plan.id > *after)).collect())
     }
 
     /// Changes a plan. With an etag only if it is still as that says.
@@ -85,6 +84,7 @@ impl Engine {
             let plan = patched(&old, &patch, now);
             check_plan(&plan)?;
             let commit = Commit {
+                rehearsal: false,
                 time: now,
                 actor: caller.name(),
                 guards: Vec::new(),
@@ -108,6 +108,7 @@ impl Engine {
         for _ in 0..COMMIT_TRIES_MAX {
             let old = self.plan_at(id, etag).await?;
             let commit = Commit {
+                rehearsal: false,
                 time: self.clock.now(),
                 actor: caller.name(),
                 guards: Vec::new(),
@@ -130,7 +131,7 @@ impl Engine {
     async fn plan_at(&self, id: &PlanId, etag: Option<&str>) -> Result<Plan, Error> {
         let plan = self.read(self.store.plan(id)).await?.ok_or_else(|| Error::no_plan(id))?;
         match etag {
-            Some(etag) if etag != plan.revision.etag() => Err(Error::Stale { kind: "plan", etag: etag.to_owned() }),
+            Some(etag) if etag != plan.revision.etag() => Err(Error::Stale { kind: "plan", etag: shown(etag) }),
             Some(_) | None => Ok(plan),
         }
     }
@@ -151,11 +152,6 @@ impl Engine {
     }
 }
 
-/// Operators' tools that manage plans hold `tollgate:admin`; customers' that show theirs, `tollgate:keys:read`.
-fn require_reader(caller: &Caller) -> Result<(), Error> {
-    caller.require("tollgate:keys:read").or_else(|error| require_admin(caller).map_err(|_| error))
-}
-
 fn require_not_built_in(id: &PlanId) -> Result<(), Error> {
     if *id != PlanId::operator() {
         return Ok(());
@@ -169,15 +165,14 @@ fn check_plan(plan: &Plan) -> Result<(), Error> {
 }
 
 fn plan_error(error: CommitError, id: &PlanId) -> Error {
-    match error {
-        CommitError::IdTaken => Error::AlreadyExists(format!("there is a plan `{id}` already")),
-        CommitError::PlanInUse => Error::Precondition {
-            kind: "PLAN_IN_USE",
-            subject: id.to_string(),
-            message: format!("accounts are on the plan `{id}`; move them to another first"),
-        },
-        other => commit_error(other),
+    if matches!(error, CommitError::PlanInUse) {
+        let message = format!("accounts are on the plan `{id}`; move them to another first");
+        return Error::Precondition { kind: "PLAN_IN_USE", subject: id.to_string(), message };
     }
+    if matches!(error, CommitError::IdTaken) {
+        return Error::AlreadyExists(format!("there is a plan `{id}` already"));
+    }
+    commit_error(error)
 }
 
 fn patched(old: &Plan, patch: &PlanPatch, now: Time) -> Plan {

@@ -97,6 +97,8 @@ pub struct Commit {
     pub writes: Vec<Write>,
     /// What the audit trail says of it, an event for each write.
     pub events: Vec<AuditEvent>,
+    /// Undo it at the end: to learn whether it could be made. The revision that comes back is then of no use.
+    pub rehearsal: bool,
 }
 
 /// What must hold for a commit to be made.

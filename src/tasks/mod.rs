@@ -8,6 +8,7 @@
 //! | `observe` | sets the gauges of `/metrics` | starts from the state |
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -33,8 +34,8 @@ impl Tasks {
     pub fn start(engine: &Arc<Engine>, metrics: &Arc<Metrics>, flush_period: Duration) -> Self {
         let stop = CancellationToken::new();
         let flush = every(flush_period, stop.clone(), {
-            let (engine, metrics) = (Arc::clone(engine), Arc::clone(metrics));
-            move || flush(Arc::clone(&engine), Arc::clone(&metrics))
+            let (engine, metrics, failing) = (Arc::clone(engine), Arc::clone(metrics), Arc::default());
+            move || flush(Arc::clone(&engine), Arc::clone(&metrics), Arc::clone(&failing))
         });
         let renew = every(RENEW_PERIOD, stop.clone(), {
             let engine = Arc::clone(engine);
@@ -42,7 +43,10 @@ impl Tasks {
         });
         let observe = every(OBSERVE_PERIOD, stop.clone(), {
             let (engine, metrics) = (Arc::clone(engine), Arc::clone(metrics));
-            move || observe(Arc::clone(&engine), Arc::clone(&metrics))
+            move || {
+                observe(&engine, &metrics);
+                std::future::ready(())
+            }
         });
         Self { stop, handles: vec![flush, renew, observe] }
     }
@@ -76,15 +80,22 @@ where
     })
 }
 
-/// Writes usage to the store. A failure is logged when it begins; until it ends, usage waits in memory.
-pub async fn flush(engine: Arc<Engine>, metrics: Arc<Metrics>) {
+/// Writes usage to the store. That it fails is logged when it begins and when it ends; until then usage waits in memory.
+pub async fn flush(engine: Arc<Engine>, metrics: Arc<Metrics>, failing: Arc<AtomicBool>) {
     let clock = engine.clock();
     let start = clock.monotonic();
     match engine.flush_usage().await {
-        Ok(_) => metrics.usage_flushed(clock.now(), clock.monotonic().saturating_sub(start)),
+        Ok(_) => {
+            metrics.usage_flushed(clock.now(), clock.monotonic().saturating_sub(start));
+            if failing.swap(false, Ordering::Relaxed) {
+                tracing::info!("usage is written again");
+            }
+        }
         Err(error) => {
             metrics.usage_flush_failed();
-            tracing::error!(%error, "usage could not be written; it is kept in memory and written later");
+            if !failing.swap(true, Ordering::Relaxed) {
+                tracing::error!(%error, "usage cannot be written; it is kept in memory and tried again");
+            }
         }
     }
 }
@@ -97,7 +108,7 @@ async fn renew(engine: Arc<Engine>) {
     }
 }
 
-async fn observe(engine: Arc<Engine>, metrics: Arc<Metrics>) {
+fn observe(engine: &Engine, metrics: &Metrics) {
     let gauge = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
     let (keys, accounts, revision) = engine.index_size();
     metrics.index_keys.set(gauge(keys));

@@ -21,6 +21,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::ListenError;
 use super::listen::{self, Listener};
+use crate::domain::shown;
 use crate::telemetry::Readiness;
 use crate::telemetry::metrics::{Format, Metrics};
 
@@ -84,11 +85,11 @@ async fn ready(State(readiness): State<Readiness>) -> Response {
 }
 
 async fn nothing(uri: Uri) -> Response {
-    problem(StatusCode::NOT_FOUND, &format!("there is nothing at `{}`", uri.path()))
+    problem(StatusCode::NOT_FOUND, &format!("there is nothing at `{}`", shown(uri.path())))
 }
 
 async fn wrong_method(method: Method, uri: Uri) -> Response {
-    problem(StatusCode::METHOD_NOT_ALLOWED, &format!("`{}` does not take {method}", uri.path()))
+    problem(StatusCode::METHOD_NOT_ALLOWED, &format!("`{}` does not take {method}", shown(uri.path())))
 }
 
 fn problem(status: StatusCode, message: &str) -> Response {

@@ -96,7 +96,7 @@ pub(crate) async fn all_that_was_committed(store: SharedStore) {
     for stored in stored {
         let loaded = &snapshot.keys[&stored.key.id];
         assert_eq!((&loaded.account_id, loaded.hash), (&stored.key.account_id, stored.hash));
-        assert_eq!(loaded.record, KeyRecord::new(&stored.key, Arc::new(stored.key.policy.clone())));
+        assert_eq!(loaded.record, KeyRecord::new(&stored.key, Arc::new(stored.key.policy.clone()), None));
     }
     assert_eq!(snapshot.retired, [RetiredSecret { hash: hash(1), current: hash(11), expire_time: later(7) }]);
 }

@@ -211,7 +211,7 @@ impl Model {
         for (key, hash) in self.keys.values() {
             let loaded = &snapshot.keys[&key.id];
             assert_eq!((loaded.hash, &loaded.account_id), (*hash, &key.account_id));
-            assert_eq!(loaded.record, KeyRecord::new(key, Arc::new(key.policy.clone())));
+            assert_eq!(loaded.record, KeyRecord::new(key, Arc::new(key.policy.clone()), None));
         }
         let order = |mut secrets: Vec<RetiredSecret>| {
             secrets.sort_by_key(|retired| *retired.hash.as_bytes());

@@ -125,7 +125,7 @@ pub(crate) fn commit(writes: Vec<Write>) -> Commit {
         .iter()
         .map(|_| AuditEvent { action: "key.create", subject: "key_x".to_owned(), details: "{}".to_owned() })
         .collect();
-    Commit { time: NOW, actor: "system".to_owned(), guards: vec![], writes, events }
+    Commit { rehearsal: false, time: NOW, actor: "system".to_owned(), guards: vec![], writes, events }
 }
 
 pub(crate) async fn write(store: &SharedStore, writes: Vec<Write>) -> Result<Revision, CommitError> {

@@ -11,6 +11,10 @@ use crate::store::{AuditEvent, Commit, CommitError, Guard, StoreError, StoredSec
 pub(super) async fn commit(writer: &Writer, commit: &Commit) -> Result<Revision, CommitError> {
     let mut transaction = writer.begin().await?;
     match apply(transaction.connection(), commit).await {
+        Ok(revision) if commit.rehearsal => {
+            transaction.rollback().await;
+            Ok(revision)
+        }
         Ok(revision) => {
             transaction.commit().await?;
             Ok(revision)

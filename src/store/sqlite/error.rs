@@ -60,6 +60,16 @@ pub enum OpenError {
         /// The last that this version knows.
         known: i64,
     },
+    /// Written by an earlier version, where nothing is to be changed.
+    #[error("the database `{}` has schema {found}, and this version of Tollgate works on {known}; `tollgate migrate`, or the next start, brings it there", .path.display())]
+    NotMigrated {
+        /// The database.
+        path: PathBuf,
+        /// Its schema; 0 where it is empty.
+        found: i64,
+        /// The one that this version knows.
+        known: i64,
+    },
     /// Damaged.
     #[error("the database `{}` is damaged: {cause}; restore it from a backup", .path.display())]
     Corrupt {

@@ -15,10 +15,15 @@ const MIGRATIONS: &[&str] = &[include_str!("../../../migrations/sqlite/0001_init
 /// Marks a database as Tollgate's: `tlgt` in SQLite's `application_id`.
 const APPLICATION_ID: i64 = 0x746c_6774;
 
+/// The schema that this version knows.
+pub(super) fn known() -> i64 {
+    i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX)
+}
+
 /// Checks that the database is Tollgate's, or empty, and not newer than this version. Returns how many migrations have
 /// been applied. Only reads.
 pub(super) async fn check(connection: &mut SqliteConnection, path: &Path) -> Result<i64, OpenError> {
-    let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
+    let known = known();
     let found = version(connection, path).await?;
     if found > known {
         return Err(OpenError::NewerSchema { path: path.to_owned(), found, known });

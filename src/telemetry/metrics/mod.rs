@@ -279,22 +279,4 @@ mod tests {
         let open = metrics.encode(Format::OpenMetrics).unwrap();
         assert!(open.ends_with("# EOF\n") && open.contains("# TYPE tollgate_checks counter\n"), "{open}");
     }
-
-    #[test]
-    #[ignore = "a measurement: run it in a release build"]
-    fn cost_of_counting() {
-        let metrics = Metrics::new();
-        let clock = crate::ambient::Clock::system();
-        let rpc = RpcLabel::from_path("/tollgate.v1.KeyService/CheckKey");
-        let cost = |of: &mut dyn FnMut(u32)| {
-            let rounds = 10_000_000;
-            let start = clock.monotonic();
-            (0..rounds).for_each(of);
-            clock.monotonic().saturating_sub(start) / rounds
-        };
-        let rpc_cost = cost(&mut |i| metrics.rpc(rpc, Code::Ok, Duration::from_nanos(u64::from(i % 2_000_000))));
-        let check_cost = cost(&mut |_| metrics.check(Verdict::Allowed));
-        let now_cost = cost(&mut |_| _ = std::hint::black_box(clock.now()));
-        println!("rpc {rpc_cost:?}, check {check_cost:?}, now {now_cost:?}");
-    }
 }

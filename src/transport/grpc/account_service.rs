@@ -10,7 +10,7 @@ use crate::proto::v1::{self, account_service_server::AccountService};
 
 use super::Api;
 use super::convert;
-use super::page_token::{last_of_page, page_token};
+use super::page::Page;
 use super::status::status_from;
 
 /// The service. A clone is a reference count.
@@ -22,7 +22,7 @@ type Answer<T> = Result<Response<T>, Status>;
 #[tonic::async_trait]
 impl AccountService for Accounts {
     async fn create_account(&self, request: Request<v1::CreateAccountRequest>) -> Answer<v1::Account> {
-        let caller = self.0.caller(request.metadata())?;
+        let caller = self.0.caller(&request)?;
         let v1::CreateAccountRequest { account } = request.into_inner();
         let fresh = self.0.engine.new_account_id();
         let account = fresh.and_then(|id| convert::account_from(account, id)).map_err(|error| status_from(&error))?;
@@ -31,33 +31,28 @@ impl AccountService for Accounts {
     }
 
     async fn get_account(&self, request: Request<v1::GetAccountRequest>) -> Answer<v1::Account> {
-        let caller = self.0.caller(request.metadata())?;
+        let caller = self.0.caller(&request)?;
         let id = account_id(&request.get_ref().id)?;
         let account = self.0.run(|engine| async move { engine.account(&caller, &id).await }).await?;
         Ok(Response::new(convert::account_to(&account)))
     }
 
     async fn list_accounts(&self, request: Request<v1::ListAccountsRequest>) -> Answer<v1::ListAccountsResponse> {
-        let caller = self.0.caller(request.metadata())?;
-        let v1::ListAccountsRequest { page_size, page_token: token } = request.into_inner();
+        let caller = self.0.caller(&request)?;
+        let v1::ListAccountsRequest { page_size, page_token } = request.into_inner();
         let list = format!("accounts {:?}", caller.own_account());
-        let last = last_of_page(&list, &token).map_err(|error| status_from(&error))?;
-        let after = last.as_deref().and_then(|id| AccountId::parse(id).ok());
-        let rows_max = convert::page_size_from(page_size).map_err(|error| status_from(&error))?;
-        // One more than the page has tells whether there is another.
-        let call = |engine: Arc<Engine>| async move { engine.accounts(&caller, after.as_ref(), rows_max + 1).await };
-        let mut accounts = self.0.run(call).await?;
-        let more = accounts.len() > usize::try_from(rows_max).unwrap_or(usize::MAX);
-        if more {
-            accounts.pop();
-        }
-        let last = accounts.last().filter(|_| more).map(|account| page_token(&list, account.id.as_str()));
+        let page = Page::asked(&list, &page_token, page_size).map_err(|error| status_from(&error))?;
+        let after = page.after(|id| AccountId::parse(id).ok()).map_err(|error| status_from(&error))?;
+        let rows_max = page.rows_to_read();
+        let mut accounts =
+            self.0.run(|engine| async move { engine.accounts(&caller, after.as_ref(), rows_max).await }).await?;
+        let next_page_token = page.cut(&mut accounts, |account| account.id.to_string());
         let accounts = accounts.iter().map(convert::account_to).collect();
-        Ok(Response::new(v1::ListAccountsResponse { accounts, next_page_token: last.unwrap_or_default() }))
+        Ok(Response::new(v1::ListAccountsResponse { accounts, next_page_token }))
     }
 
     async fn update_account(&self, request: Request<v1::UpdateAccountRequest>) -> Answer<v1::Account> {
-        let caller = self.0.caller(request.metadata())?;
+        let caller = self.0.caller(&request)?;
         let v1::UpdateAccountRequest { account, update_mask } = request.into_inner();
         let account = account.ok_or_else(|| status_from(&Error::invalid("account", "must be set")))?;
         let id = account_id(&account.id)?;

@@ -4,22 +4,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_stream::StreamExt as _;
-use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::domain::{KeyId, Revision};
-use crate::engine::{Caller, Engine, Error, ImportOutcome, ImportRow};
+use crate::domain::KeyId;
+use crate::engine::{Caller, Engine, Error, ImportOutcome, ImportRow, Rehearsal};
 use crate::proto::v1::{self, key_service_server::KeyService};
 
 use super::Api;
 use super::convert;
-use super::page_token::{last_of_page, page_token};
+use super::page::Page;
 use super::status::status_from;
 
 /// How long a check may wait for `min_revision`.
 const REVISION_WAIT: Duration = Duration::from_millis(250);
 /// Rows of one commit.
 const IMPORT_BATCH_ROWS: usize = 1_000;
+/// Rows of one call, because a dry run remembers all of them.
+const IMPORT_ROWS_MAX: i64 = 2_000_000;
 /// Refused rows that are told one by one.
 const IMPORT_ERRORS_MAX: usize = 1_000;
 
@@ -30,17 +31,23 @@ pub(super) struct Keys(pub(super) Arc<Api>);
 type Answer<T> = Result<Response<T>, Status>;
 
 impl Keys {
-    fn check(&self, metadata: &MetadataMap, request: &v1::CheckKeyRequest) -> Answer<v1::CheckKeyResponse> {
-        let api = &*self.0;
-        api.require_serving()?;
-        let caller = if api.check_needs_caller { Some(api.caller(metadata)?) } else { None };
-        if let Some(caller) = &caller {
-            caller.require("tollgate:check").map_err(|error| status_from(&error))?;
+    /// Who calls, where a check needs a caller.
+    fn checker(&self, request: &Request<v1::CheckKeyRequest>) -> Result<Option<Caller>, Status> {
+        self.0.require_serving()?;
+        if !self.0.check_needs_caller {
+            return Ok(None);
         }
+        let caller = self.0.caller(request)?;
+        caller.require("tollgate:check").map_err(|error| status_from(&error))?;
+        Ok(Some(caller))
+    }
+
+    fn check(&self, caller: Option<&Caller>, request: &v1::CheckKeyRequest) -> Answer<v1::CheckKeyResponse> {
+        let api = &*self.0;
         if !request.operation_id.is_empty() {
             return Err(Status::unimplemented("`operation_id` is not implemented yet; leave it empty"));
         }
-        let within = caller.as_ref().and_then(Caller::own_account);
+        let within = caller.and_then(Caller::own_account);
         let check = convert::check_from(request, within).map_err(|error| status_from(&error))?;
         let answer = api.engine.check(&check);
         api.metrics.check(answer.verdict);
@@ -56,16 +63,17 @@ impl Keys {
 #[tonic::async_trait]
 impl KeyService for Keys {
     async fn check_key(&self, request: Request<v1::CheckKeyRequest>) -> Answer<v1::CheckKeyResponse> {
-        let (metadata, _, message) = request.into_parts();
-        if message.min_revision > 0 {
-            let revision = Revision::new(message.min_revision);
+        let caller = self.checker(&request)?;
+        let request = request.get_ref();
+        if request.min_revision != 0 {
+            let revision = convert::revision_from(request.min_revision).map_err(|error| status_from(&error))?;
             self.0.engine.await_revision(revision, REVISION_WAIT).await.map_err(|error| status_from(&error))?;
         }
-        self.check(&metadata, &message)
+        self.check(caller.as_ref(), request)
     }
 
     async fn create_key(&self, request: Request<v1::CreateKeyRequest>) -> Answer<v1::CreateKeyResponse> {
-        let caller = self.0.caller(request.metadata())?;
+        let caller = self.0.caller(&request)?;
         let v1::CreateKeyRequest { key } = request.into_inner();
         let new = convert::new_key_from(key).map_err(|error| status_from(&error))?;
         let made = self.0.run(|engine| async move { engine.create_key(&caller, new).await }).await?;
@@ -73,49 +81,41 @@ impl KeyService for Keys {
     }
 
     async fn get_key(&self, request: Request<v1::GetKeyRequest>) -> Answer<v1::Key> {
-        let caller = self.0.caller(request.metadata())?;
+        let caller = self.0.caller(&request)?;
         let id = key_id(&request.get_ref().id)?;
         let view = self.0.run(|engine| async move { engine.key(&caller, id).await }).await?;
         Ok(Response::new(convert::key_view_to(&view, self.now())))
     }
 
     async fn list_keys(&self, request: Request<v1::ListKeysRequest>) -> Answer<v1::ListKeysResponse> {
-        let caller = self.0.caller(request.metadata())?;
-        let v1::ListKeysRequest { account_id, filter, page_size, page_token: token } = request.into_inner();
+        let caller = self.0.caller(&request)?;
+        let v1::ListKeysRequest { account_id, filter, page_size, page_token } = request.into_inner();
         let list = format!("keys {:?} {account_id} {filter:?}", caller.own_account());
-        let (filter, after, rows_max) = (|| {
-            let last = last_of_page(&list, &token)?;
-            let after = last.as_deref().and_then(KeyId::parse);
-            Ok((convert::filter_from(&account_id, filter)?, after, convert::page_size_from(page_size)?))
-        })()
-        .map_err(|error| status_from(&error))?;
-        // One more than the page has tells whether there is another.
-        let mut keys =
-            self.0.run(|engine| async move { engine.keys(&caller, filter, after, rows_max + 1).await }).await?;
-        let more = keys.len() > usize::try_from(rows_max).unwrap_or(usize::MAX);
-        if more {
-            keys.pop();
-        }
-        let last = keys.last().filter(|_| more).map(|stored| page_token(&list, &stored.key.id.to_string()));
+        let page = Page::asked(&list, &page_token, page_size).map_err(|error| status_from(&error))?;
+        let filter = convert::filter_from(&account_id, filter).map_err(|error| status_from(&error))?;
+        let after = page.after(KeyId::parse).map_err(|error| status_from(&error))?;
+        let rows_max = page.rows_to_read();
+        let mut keys = self.0.run(|engine| async move { engine.keys(&caller, filter, after, rows_max).await }).await?;
+        let next_page_token = page.cut(&mut keys, |stored| stored.key.id.to_string());
         let now = self.now();
         let keys = keys.iter().map(|stored| convert::key_to(stored, now)).collect();
-        Ok(Response::new(v1::ListKeysResponse { keys, next_page_token: last.unwrap_or_default() }))
+        Ok(Response::new(v1::ListKeysResponse { keys, next_page_token }))
     }
 
     async fn update_key(&self, request: Request<v1::UpdateKeyRequest>) -> Answer<v1::Key> {
-        let caller = self.0.caller(request.metadata())?;
+        let caller = self.0.caller(&request)?;
         let v1::UpdateKeyRequest { key, update_mask } = request.into_inner();
         let key = key.ok_or_else(|| status_from(&Error::invalid("key", "must be set")))?;
         let id = key_id(&key.id)?;
         let etag = Some(key.etag.clone()).filter(|etag| !etag.is_empty());
-        let patch = convert::key_patch_from(key, update_mask.as_ref()).map_err(|error| status_from(&error))?;
+        let patch = convert::key_patch_from(&key, update_mask.as_ref()).map_err(|error| status_from(&error))?;
         let call = |engine: Arc<Engine>| async move { engine.update_key(&caller, id, patch, etag.as_deref()).await };
         let stored = self.0.run(call).await?;
         Ok(Response::new(convert::key_to(&stored, self.now())))
     }
 
     async fn rotate_key(&self, request: Request<v1::RotateKeyRequest>) -> Answer<v1::RotateKeyResponse> {
-        let caller = self.0.caller(request.metadata())?;
+        let caller = self.0.caller(&request)?;
         let v1::RotateKeyRequest { id, grace_period, etag } = request.into_inner();
         let id = key_id(&id)?;
         let grace_millis = convert::grace_from(grace_period.as_ref()).map_err(|error| status_from(&error))?;
@@ -128,7 +128,7 @@ impl KeyService for Keys {
     }
 
     async fn revoke_key(&self, request: Request<v1::RevokeKeyRequest>) -> Answer<v1::RevokeKeyResponse> {
-        let caller = self.0.caller(request.metadata())?;
+        let caller = self.0.caller(&request)?;
         let v1::RevokeKeyRequest { id, reason } = request.into_inner();
         let id = key_id(&id)?;
         let reason = convert::reason_from(&reason).map_err(|error| status_from(&error))?;
@@ -138,7 +138,7 @@ impl KeyService for Keys {
     }
 
     async fn get_usage(&self, request: Request<v1::GetUsageRequest>) -> Answer<v1::GetUsageResponse> {
-        let caller = self.0.caller(request.metadata())?;
+        let caller = self.0.caller(&request)?;
         let asked = convert::usage_from(request.into_inner()).map_err(|error| status_from(&error))?;
         let call = |engine: Arc<Engine>| async move {
             engine.usage(&caller, asked.of, asked.granularity, asked.time, asked.by_key).await
@@ -148,13 +148,13 @@ impl KeyService for Keys {
     }
 
     async fn get_self(&self, request: Request<v1::GetSelfRequest>) -> Answer<v1::GetSelfResponse> {
-        let caller = self.0.caller(request.metadata())?;
+        let caller = self.0.caller(&request)?;
         let view = self.0.run(|engine| async move { engine.own_key(&caller).await }).await?;
         Ok(Response::new(convert::self_to(&view, self.now())))
     }
 
     async fn get_limits(&self, request: Request<v1::GetLimitsRequest>) -> Answer<v1::GetLimitsResponse> {
-        let caller = self.0.caller(request.metadata())?;
+        let caller = self.0.caller(&request)?;
         let id = match request.get_ref().id.as_str() {
             "" => None,
             id => Some(key_id(id)?),
@@ -164,17 +164,18 @@ impl KeyService for Keys {
     }
 
     async fn refund_check(&self, request: Request<v1::RefundCheckRequest>) -> Answer<v1::RefundCheckResponse> {
-        self.0.caller(request.metadata())?;
+        let caller = self.0.caller(&request)?;
+        caller.require("tollgate:check").map_err(|error| status_from(&error))?;
         Err(Status::unimplemented("RefundCheck is not implemented yet"))
     }
 
     async fn import_keys(&self, request: Request<Streaming<v1::ImportKeysRequest>>) -> Answer<v1::ImportKeysResponse> {
-        let caller = self.0.caller(request.metadata())?;
+        let caller = self.0.caller(&request)?;
         caller.require("tollgate:keys:write").map_err(|error| status_from(&error))?;
         let mut import = Import {
             api: &self.0,
             caller,
-            dry_run: false,
+            rehearsal: None,
             row: 0,
             batch: Vec::new(),
             done: v1::ImportKeysResponse::default(),
@@ -183,7 +184,9 @@ impl KeyService for Keys {
         let mut first = true;
         while let Some(message) = messages.next().await {
             let v1::ImportKeysRequest { dry_run, key } = message?;
-            import.dry_run = if first { dry_run } else { import.dry_run };
+            if first && dry_run {
+                import.rehearsal = Some(Rehearsal::default());
+            }
             if !(first && key.is_none()) {
                 import.add(key.unwrap_or_default()).await?;
             }
@@ -202,7 +205,8 @@ fn key_id(id: &str) -> Result<KeyId, Status> {
 struct Import<'a> {
     api: &'a Arc<Api>,
     caller: Caller,
-    dry_run: bool,
+    /// What would have been done so far, in a dry run.
+    rehearsal: Option<Rehearsal>,
     row: i64,
     batch: Vec<(i64, ImportRow)>,
     done: v1::ImportKeysResponse,
@@ -211,6 +215,9 @@ struct Import<'a> {
 impl Import<'_> {
     async fn add(&mut self, key: v1::ImportedKey) -> Result<(), Status> {
         let row = self.row;
+        if row >= IMPORT_ROWS_MAX {
+            return Err(status_from(&Error::invalid("key", format!("one call takes at most {IMPORT_ROWS_MAX} rows"))));
+        }
         self.row += 1;
         match convert::import_row_from(key) {
             Ok(parsed) => self.batch.push((row, parsed)),
@@ -224,17 +231,18 @@ impl Import<'_> {
         if rows.is_empty() {
             return Ok(());
         }
-        let (caller, dry_run) = (self.caller.clone(), self.dry_run);
+        let (caller, mut rehearsal) = (self.caller.clone(), self.rehearsal.take());
         let call = |engine: Arc<Engine>| async move {
-            let outcomes = engine.import_keys(&caller, rows, dry_run).await?;
-            Ok((outcomes, engine.index_size().2))
+            let outcomes = engine.import_keys(&caller, rows, rehearsal.as_mut()).await?;
+            Ok((outcomes, rehearsal, engine.index_size().2))
         };
-        let (outcomes, revision) = self.api.run(call).await?;
+        let (outcomes, rehearsal, revision) = self.api.run(call).await?;
+        self.rehearsal = rehearsal;
         for (row, outcome) in places.into_iter().zip(outcomes) {
             match outcome {
                 ImportOutcome::Imported => {
                     self.done.imported += 1;
-                    self.done.revision = if dry_run { 0 } else { revision.number() };
+                    self.done.revision = if self.rehearsal.is_some() { 0 } else { revision.number() };
                 }
                 ImportOutcome::AlreadyPresent => self.done.already_present += 1,
                 ImportOutcome::Refused(error) => self.refuse(row, &error),
@@ -248,11 +256,12 @@ impl Import<'_> {
         if self.done.errors.len() >= IMPORT_ERRORS_MAX {
             return;
         }
-        let (field, message) = match error {
-            Error::Invalid(violations) => {
-                violations.first().map_or_else(Default::default, |v| (v.field.clone(), v.message.clone()))
-            }
-            other => (String::new(), other.to_string()),
+        let (field, message) = if let Error::Invalid(violations) = error
+            && let Some(first) = violations.first()
+        {
+            (first.field.clone(), first.message.clone())
+        } else {
+            (String::new(), error.to_string())
         };
         self.done.errors.push(v1::ImportError { row, field, message });
     }

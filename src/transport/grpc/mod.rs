@@ -3,7 +3,7 @@
 mod account_service;
 mod convert;
 mod key_service;
-mod page_token;
+mod page;
 mod plan_service;
 mod request_id;
 mod router;
@@ -13,14 +13,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tonic::metadata::MetadataMap;
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 use tracing::Instrument as _;
 
 use crate::domain::Verdict;
 use crate::engine::{Caller, Engine, Error};
+use crate::proto::v1::{account_service_server, key_service_server, plan_service_server};
 use crate::telemetry::metrics::Metrics;
+use crate::transport::server::PeerInfo;
 
 pub use router::{Router, classify};
+
+/// The names of the services, by which health is asked for.
+pub const SERVICES: [&str; 3] =
+    [key_service_server::SERVICE_NAME, account_service_server::SERVICE_NAME, plan_service_server::SERVICE_NAME];
 
 /// What the services of all workers share.
 #[derive(Debug)]
@@ -76,10 +82,11 @@ impl Api {
     }
 
     /// Who calls.
-    fn caller(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
+    fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
         self.require_serving()?;
-        let credential = bearer(metadata).map_err(|error| status::status_from(&error))?;
-        self.engine.authenticate(credential).map_err(|error| status::status_from(&error))
+        let credential = bearer(request.metadata()).map_err(|error| status::status_from(&error))?;
+        let peer = request.extensions().get::<PeerInfo>().map(|peer| peer.remote().ip());
+        self.engine.authenticate(credential, peer).map_err(|error| status::status_from(&error))
     }
 
     /// Runs a call that reads or changes the store, to its end whatever becomes of its client.

@@ -10,7 +10,7 @@ use crate::proto::v1::{self, plan_service_server::PlanService};
 
 use super::Api;
 use super::convert;
-use super::page_token::{last_of_page, page_token};
+use super::page::Page;
 use super::status::status_from;
 
 /// The service. A clone is a reference count.
@@ -22,7 +22,7 @@ type Answer<T> = Result<Response<T>, Status>;
 #[tonic::async_trait]
 impl PlanService for Plans {
     async fn create_plan(&self, request: Request<v1::CreatePlanRequest>) -> Answer<v1::Plan> {
-        let caller = self.0.caller(request.metadata())?;
+        let caller = self.0.caller(&request)?;
         let v1::CreatePlanRequest { plan } = request.into_inner();
         let plan = convert::plan_from(plan).map_err(|error| status_from(&error))?;
         let plan = self.0.run(|engine| async move { engine.create_plan(&caller, plan).await }).await?;
@@ -30,33 +30,28 @@ impl PlanService for Plans {
     }
 
     async fn get_plan(&self, request: Request<v1::GetPlanRequest>) -> Answer<v1::Plan> {
-        let caller = self.0.caller(request.metadata())?;
+        let caller = self.0.caller(&request)?;
         let id = plan_id(&request.get_ref().id)?;
         let plan = self.0.run(|engine| async move { engine.plan(&caller, &id).await }).await?;
         Ok(Response::new(convert::plan_to(&plan)))
     }
 
     async fn list_plans(&self, request: Request<v1::ListPlansRequest>) -> Answer<v1::ListPlansResponse> {
-        let caller = self.0.caller(request.metadata())?;
-        let v1::ListPlansRequest { page_size, page_token: token } = request.into_inner();
+        let caller = self.0.caller(&request)?;
+        let v1::ListPlansRequest { page_size, page_token } = request.into_inner();
         let list = format!("plans {:?}", caller.own_account());
-        let last = last_of_page(&list, &token).map_err(|error| status_from(&error))?;
-        let after = last.as_deref().and_then(|id| PlanId::parse(id).ok());
-        let rows_max = convert::page_size_from(page_size).map_err(|error| status_from(&error))?;
-        // One more than the page has tells whether there is another.
-        let call = |engine: Arc<Engine>| async move { engine.plans(&caller, after.as_ref(), rows_max + 1).await };
-        let mut plans = self.0.run(call).await?;
-        let more = plans.len() > usize::try_from(rows_max).unwrap_or(usize::MAX);
-        if more {
-            plans.pop();
-        }
-        let last = plans.last().filter(|_| more).map(|plan| page_token(&list, plan.id.as_str()));
+        let page = Page::asked(&list, &page_token, page_size).map_err(|error| status_from(&error))?;
+        let after = page.after(|id| PlanId::parse(id).ok()).map_err(|error| status_from(&error))?;
+        let rows_max = page.rows_to_read();
+        let mut plans =
+            self.0.run(|engine| async move { engine.plans(&caller, after.as_ref(), rows_max).await }).await?;
+        let next_page_token = page.cut(&mut plans, |plan| plan.id.to_string());
         let plans = plans.iter().map(convert::plan_to).collect();
-        Ok(Response::new(v1::ListPlansResponse { plans, next_page_token: last.unwrap_or_default() }))
+        Ok(Response::new(v1::ListPlansResponse { plans, next_page_token }))
     }
 
     async fn update_plan(&self, request: Request<v1::UpdatePlanRequest>) -> Answer<v1::Plan> {
-        let caller = self.0.caller(request.metadata())?;
+        let caller = self.0.caller(&request)?;
         let v1::UpdatePlanRequest { plan, update_mask } = request.into_inner();
         let plan = plan.ok_or_else(|| status_from(&Error::invalid("plan", "must be set")))?;
         let id = plan_id(&plan.id)?;
@@ -69,7 +64,7 @@ impl PlanService for Plans {
     }
 
     async fn delete_plan(&self, request: Request<v1::DeletePlanRequest>) -> Answer<v1::DeletePlanResponse> {
-        let caller = self.0.caller(request.metadata())?;
+        let caller = self.0.caller(&request)?;
         let v1::DeletePlanRequest { id, etag } = request.into_inner();
         let id = plan_id(&id)?;
         let etag = Some(etag).filter(|etag| !etag.is_empty());

@@ -9,6 +9,8 @@ use crate::domain::Time;
 
 const HEADER: &str = "x-request-id";
 const LEN_MAX: usize = 64;
+/// Letters and digits in a row: a hash of 128 bits in hex has 32, a secret sent by mistake 49.
+const WORD_MAX: usize = 32;
 
 /// The caller's own id where it sent one that is safe to print, or else a fresh one.
 pub(super) fn request_id(headers: &HeaderMap, now: Time) -> String {
@@ -18,7 +20,8 @@ pub(super) fn request_id(headers: &HeaderMap, now: Time) -> String {
 
 fn is_plain(id: &str) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-    (1..=LEN_MAX).contains(&id.len()) && id.bytes().all(plain)
+    let long = |word: &str| word.len() > WORD_MAX;
+    (1..=LEN_MAX).contains(&id.len()) && id.bytes().all(plain) && !id.split(['-', '_', '.']).any(long)
 }
 
 fn fresh(now: Time) -> String {
@@ -40,8 +43,11 @@ mod tests {
             headers.insert(HEADER, http::HeaderValue::from_bytes(value).unwrap());
             request_id(&headers, Time::from_millis(0))
         };
-        assert_eq!(id(b"a-B_1.2"), "a-B_1.2");
-        for wrong in [&b""[..], b"a b", b"a=\"b\"", b"\xff", &[b'a'; 65]] {
+        for plain in ["a-B_1.2", "0351fa9d4c1b7e2f8a6b5c4d3e2f1a0b", "01890a5d-ac96-774b-bcce-b302099a8057"] {
+            assert_eq!(id(plain.as_bytes()), plain);
+        }
+        let secret = format!("sk_live_{}", "a".repeat(49));
+        for wrong in [&b""[..], b"a b", b"a=\"b\"", b"\xff", &[b'a'; 65], secret.as_bytes()] {
             assert_eq!(id(wrong).len(), 32);
         }
     }

@@ -157,10 +157,19 @@ impl Future for Counted {
     type Output = Result<Response, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let Poll::Ready(Ok(response)) = self.answer.as_mut().poll(context) else { return Poll::Pending };
+        let Poll::Ready(Ok(mut response)) = self.answer.as_mut().poll(context) else { return Poll::Pending };
+        blame_sender(&mut response);
         let took = self.api.engine.clock().monotonic().saturating_sub(self.start);
         self.api.metrics.rpc(self.rpc, code_of(&response), took);
         Poll::Ready(Ok(response))
+    }
+}
+
+/// tonic answers INTERNAL to a message that does not decode, which is the sender's fault: `INVALID_ARGUMENT`.
+fn blame_sender(response: &mut Response) {
+    let undecodable = |message: &http::HeaderValue| message.as_bytes().starts_with(b"failed%20to%20decode");
+    if code_of(response) == Code::Internal && response.headers().get("grpc-message").is_some_and(undecodable) {
+        response.headers_mut().insert("grpc-status", http::HeaderValue::from_static("3"));
     }
 }
 

@@ -1,5 +1,7 @@
 //! Accounts and plans.
 
+use std::collections::BTreeMap;
+
 use prost_types::FieldMask;
 
 use crate::domain::{
@@ -128,7 +130,7 @@ pub(in crate::transport::grpc) fn account_patch_from(
         account_limits: if changes("account_limits") { account.account_limits } else { Vec::new() },
         monthly_credits: account.monthly_credits.filter(|_| changes("monthly_credits")),
         credits_reset_day: if changes("credits_reset_day") { account.credits_reset_day } else { 0 },
-        metadata: if changes("metadata") { account.metadata } else { Default::default() },
+        metadata: if changes("metadata") { account.metadata } else { BTreeMap::default() },
         ..v1::Account::default()
     };
     let new = account_fields_from(&mut violations, masked_account, id);

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use crate::decision::Request;
 use crate::decision::restriction::Endpoint;
-use crate::domain::{AccountId, Invalid, ScopeRef, Verdict, caps};
+use crate::domain::{AccountId, Invalid, Revision, ScopeRef, Verdict, caps};
 use crate::engine::{Answer, Charge, Check, CreditStatus, Error, Level, LimitStatus};
 use crate::proto::v1;
 
@@ -41,7 +41,7 @@ pub(in crate::transport::grpc) fn check_from<'a>(
         fn told(text: &str) -> Option<&str> {
             Some(text).filter(|text| !text.is_empty())
         }
-        let client_ip = told(client_ip).map(|text| text.parse::<IpAddr>());
+        let client_ip = told(client_ip).map(str::parse::<IpAddr>);
         let client_ip = client_ip.transpose().map_err(|_| Invalid::new("is neither an IPv4 nor an IPv6 address"));
         decided.client_ip = violations.take("context.client_ip", client_ip);
         decided.referrer = told(referrer);
@@ -55,6 +55,15 @@ pub(in crate::transport::grpc) fn check_from<'a>(
     violations.check()?;
     let cost = u64::try_from(cost).unwrap_or(0);
     Ok(Check { credential: key, request: decided, cost, consume: mode != v1::Mode::Peek, within })
+}
+
+/// A revision to wait for.
+pub(in crate::transport::grpc) fn revision_from(number: i64) -> Result<Revision, Error> {
+    if number < 0 {
+        Err(Error::invalid("min_revision", format!("`{number}` is negative")))
+    } else {
+        Ok(Revision::new(number))
+    }
 }
 
 fn scopes_from<'a>(violations: &mut Violations, field: &str, scopes: &'a [String]) -> Vec<ScopeRef<'a>> {
@@ -148,9 +157,9 @@ pub(in crate::transport::grpc) fn limits_to(budgets: &Charge) -> v1::GetLimitsRe
         ..v1::GetLimitsResponse::default()
     };
     if let Some(nearest) = budgets.limits.iter().min_by(|a, b| share(a, b)) {
-        response.limit = units_to(nearest.limit.capacity);
-        response.remaining = units_to(nearest.remaining);
-        response.reset = nearest.reset_time.plus_millis(999).seconds();
+        response.limit = Some(units_to(nearest.limit.capacity));
+        response.remaining = Some(units_to(nearest.remaining));
+        response.reset = Some(nearest.reset_time.plus_millis(999).seconds());
         response.reset_at = Some(timestamp_to(nearest.reset_time));
     }
     response

@@ -2,7 +2,7 @@
 
 use prost_types::{Duration, FieldMask, Timestamp};
 
-use crate::domain::{AccountId, Environment, Invalid, KeyId, PlanId, Time, caps};
+use crate::domain::{AccountId, Environment, Invalid, KeyId, PlanId, Time, shown};
 use crate::engine::{Error, Violation};
 use crate::proto::v1;
 
@@ -132,17 +132,6 @@ fn require_set(field: &str, id: &str) -> Result<(), Error> {
     if id.is_empty() { Err(Error::invalid(field, "must be set")) } else { Ok(()) }
 }
 
-/// Rows of a page.
-pub(in crate::transport::grpc) fn page_size_from(page_size: i32) -> Result<u32, Error> {
-    match u32::try_from(page_size) {
-        Ok(0) => Ok(caps::PAGE_SIZE_DEFAULT),
-        Ok(size @ 1..=caps::PAGE_SIZE_MAX) => Ok(size),
-        // As AIP-158 has it, more than the most is the most.
-        Ok(_) => Ok(caps::PAGE_SIZE_MAX),
-        Err(_) => Err(Error::invalid("page_size", format!("`{page_size}` is negative"))),
-    }
-}
-
 /// The fields that an update changes: those that the mask names, or without one all for which `is_set` holds.
 pub(super) fn masked(
     violations: &mut Violations,
@@ -157,9 +146,7 @@ pub(super) fn masked(
         return changeable.to_vec();
     }
     for path in mask.paths.iter().filter(|path| !changeable.contains(&path.as_str())) {
-        let shown: String = path.chars().take(64).collect();
-        let message =
-            format!("`{}` cannot be changed; `*` and these can: {}", shown.escape_debug(), changeable.join(", "));
+        let message = format!("`{}` cannot be changed; `*` and these can: {}", shown(path), changeable.join(", "));
         violations.add("update_mask", message);
     }
     changeable.iter().copied().filter(|field| mask.paths.iter().any(|path| path == field)).collect()

@@ -1,0 +1,4 @@
+mod input;
+mod limits;
+mod restrictions;
+mod verdicts;
