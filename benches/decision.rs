@@ -194,20 +194,23 @@ static POOLED: LazyLock<Full> = LazyLock::new(|| {
 mod check {
     use super::*;
 
+    /// Checks of a sample. Fewer would tell what the first ones after divan's own work cost.
+    const ANY_KEY: u32 = 1_000;
+
     #[divan::bench(threads = [1, 2])]
     fn three_limits_one_key(bencher: Bencher<'_, '_>) {
         let full = &*KEY_LIMITS;
         bencher.bench(|| full.check(&full.secrets[0], 3));
     }
 
-    #[divan::bench(threads = [1, 2])]
+    #[divan::bench(threads = [1, 2], sample_size = ANY_KEY)]
     fn three_limits_any_key(bencher: Bencher<'_, '_>) {
         let full = &*KEY_LIMITS;
         full.secrets.iter().for_each(|secret| full.check(secret, 3));
         bencher.bench(|| full.check(full.next_secret(), 3));
     }
 
-    #[divan::bench(threads = [1, 2])]
+    #[divan::bench(threads = [1, 2], sample_size = ANY_KEY)]
     fn pooled_limit_and_credits_any_key(bencher: Bencher<'_, '_>) {
         let full = &*POOLED;
         full.secrets.iter().for_each(|secret| full.check(secret, 2));
