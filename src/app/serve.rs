@@ -76,7 +76,7 @@ async fn serve_parts(
     running.set(true);
     let http_options = HttpOptions { addr: config.server.http_addr, ..HttpOptions::default() };
     let http = HttpServer::start(http_options, http::routes(readiness.clone(), Arc::clone(&parts.metrics)))?;
-    let (reporter, health) = tonic_health::server::health_reporter();
+    let (mut reporter, health) = tonic_health::server::health_reporter();
     set_health(&reporter, ServingStatus::NotServing).await;
     let serving = Arc::new(AtomicBool::new(false));
     let api = Arc::new(api(config, parts, &serving));
@@ -108,6 +108,7 @@ async fn serve_parts(
     set_health(&reporter, ServingStatus::NotServing).await;
     let orderly = async {
         tokio::time::sleep(FAREWELL).await;
+        end_watches(&mut reporter).await;
         server.shutdown().await;
         http.shutdown().await;
         if let Some(tasks) = tasks {
@@ -187,10 +188,21 @@ fn options(config: &Config) -> ServerOptions {
 }
 
 async fn set_health(reporter: &HealthReporter, status: ServingStatus) {
-    // The empty name is the server as a whole.
-    for service in std::iter::once("").chain(grpc::SERVICES) {
+    for service in services() {
         reporter.set_service_status(service, status).await;
     }
+}
+
+/// Ends the calls that watch the health of a service: they never end by themselves, and the drain would wait for them.
+async fn end_watches(reporter: &mut HealthReporter) {
+    for service in services() {
+        reporter.clear_service_status(service).await;
+    }
+}
+
+/// What health tells of. The empty name is the server as a whole.
+fn services() -> impl Iterator<Item = &'static str> {
+    std::iter::once("").chain(grpc::SERVICES)
 }
 
 /// The signals that ask the process to stop.
