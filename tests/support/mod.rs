@@ -246,8 +246,7 @@ impl Server {
 
     /// Sends a signal by its name, such as `TERM`.
     pub(crate) fn signal(&self, name: &str) {
-        let sent = Command::new("sh").args(["-c", &format!("kill -{name} {}", self.child.id())]).status().unwrap();
-        assert!(sent.success());
+        signal(self.child.id(), name);
     }
 
     /// Waits for its end.
@@ -314,6 +313,12 @@ impl Server {
     pub(crate) fn get(&self, path: &str) -> (u16, String) {
         http_get(self.http, path).unwrap()
     }
+}
+
+/// Sends a signal to a process, by its name, such as `TERM`.
+pub(crate) fn signal(pid: u32, name: &str) {
+    let sent = Command::new("sh").args(["-c", &format!("kill -{name} {pid}")]).status().unwrap();
+    assert!(sent.success());
 }
 
 /// A connection to an address.
