@@ -14,7 +14,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::config::{CheckAuth, Config, LogFormat};
-use crate::tasks::{self, Tasks};
+use crate::tasks::Tasks;
 use crate::telemetry::{self, Readiness};
 use crate::transport::grpc::{self, Api, HttpStatuses, Router};
 use crate::transport::http::{self, HttpOptions, HttpServer};
@@ -113,11 +113,12 @@ async fn serve_parts(
         http.shutdown().await;
         if let Some(tasks) = tasks {
             tasks.stop().await;
-            tasks::flush(Arc::clone(&parts.engine), Arc::clone(&parts.metrics), Arc::default()).await;
         }
+        let lost = |error| format!("stopped; what was used since usage was last written is lost: {error}");
+        parts.engine.flush_usage().await.map(drop).map_err(|error| lost(error).into())
     };
     tokio::select! {
-        () = orderly => Ok(()),
+        flushed = orderly => flushed,
         () = stop.asked() => Err("stopped by a second signal; usage of the last second may be lost".into()),
     }
 }
