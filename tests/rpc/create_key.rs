@@ -154,7 +154,7 @@ async fn each_wrong_field_is_named() {
         (within(|r| r.allowed_referrers = strings(&["https://a.b"])), "key.restrictions.allowed_referrers[0]"),
         (within(|r| r.allowed_endpoints = strings(&["get /v1"])), "key.restrictions.allowed_endpoints[0]"),
         (within(|r| r.allowed_endpoints = strings(&["GET /**/x"])), "key.restrictions.allowed_endpoints[0]"),
-        (within(|r| r.allowed_ips = (0..65).map(|i| format!("10.0.0.{i}")).collect()), "key.restrictions"),
+        (within(|r| r.allowed_ips = (0..65).map(|i| format!("10.0.0.{i}")).collect()), "key.restrictions.allowed_ips"),
         (limits(vec![limit("L", 1, Period::Hour)]), "key.limits[0]"),
         (limits(vec![limit("", 1, Period::Hour)]), "key.limits[0]"),
         (limits(vec![hour(), limit("neg", -1, Period::Hour)]), "key.limits[1]"),
