@@ -117,7 +117,7 @@ impl Engine {
         let terms = Arc::clone(&entry.account.state.load().terms);
         meter.advance(&record.policy, &terms, now);
         let ceiling = self.options.key_checks_per_second;
-        let throttled = ceiling > 0 && check.consume && !meter.is_within_pace(ceiling, now);
+        let throttled = ceiling > 0 && !meter.is_within_pace(ceiling, now);
         let spend = check.consume && !throttled;
         let mut charged = if terms.account_limits.is_empty() && terms.credits.is_none() {
             charge(meter, None, check.cost, spend, now)
