@@ -223,6 +223,35 @@ async fn a_dry_run_commits_nothing() {
     assert!(server.check("new").await.allowed);
 }
 
+/// What the rows before it would have done counts too, whatever batch they came in.
+#[tokio::test]
+async fn a_dry_run_tells_what_the_import_would_do() {
+    let server = Server::start().await;
+    server.plan(Plan { max_keys: 1_100, ..plan("roomy") }).await;
+    server.account(account("acct_roomy", "roomy")).await;
+    server.plain_key("taken").await;
+    let roomy = |name: &str| Key { account_id: "acct_roomy".to_owned(), ..key(name) };
+    let mut rows: Vec<ImportKeysRequest> = (0..1_050).map(|i| row(&format!("s{i}"), roomy(&format!("k{i}")))).collect();
+    rows.push(row("s0", roomy("the same secret")));
+    rows.push(row("other", roomy("k1")));
+    rows.push(row("another", key("taken")));
+    rows.push(row("s2", key("somebody else's secret")));
+    rows.extend((0..60).map(|i| row(&format!("t{i}"), roomy(&format!("t{i}")))));
+    let mut dry = rows.clone();
+    dry[0].dry_run = true;
+    let rehearsed = import(&server, dry).await;
+    assert!(!server.check("s0").await.allowed, "nothing was imported");
+    let done = import(&server, rows).await;
+    assert_eq!(counts(&done), (1_100, 1, 13));
+    assert_eq!(counts(&rehearsed), counts(&done));
+    let sorted = |answer: &ImportKeysResponse| {
+        let mut errors = errors(answer).into_iter().map(|(row, _)| row).collect::<Vec<_>>();
+        errors.sort_unstable();
+        errors
+    };
+    assert_eq!(sorted(&rehearsed), sorted(&done));
+}
+
 #[tokio::test]
 async fn an_empty_stream_is_no_error() {
     let server = Server::start().await;
