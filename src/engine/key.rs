@@ -207,7 +207,7 @@ impl Engine {
     pub async fn renew_keys(&self) -> Result<usize, Error> {
         const ROWS_MAX: u32 = 500;
         let now = self.clock.now();
-        let due = self.read(self.store.keys_to_renew(now.plus_millis(RENEWAL_LEAD_MILLIS_MAX), ROWS_MAX)).await?;
+        let due = self.read(self.store.keys_to_renew(now.plus_millis(RENEWAL_LEAD_MILLIS_MAX + 1), ROWS_MAX)).await?;
         let mut renewed = 0;
         for stored in due {
             let id = stored.key.id;
