@@ -240,6 +240,9 @@ async fn a_cost_of_zero_is_free_and_one_is_the_default() {
         let answer = server.ask(CheckKeyRequest { cost, ..of(&secret) }).await;
         assert_eq!((answer.allowed, remaining(&answer)), (true, vec![("l", left)]), "{cost:?}");
     }
+    let closed = server.key(Key { limits: vec![limit("closed", 0, Period::Day)], ..key("closed") }).await.secret;
+    assert!(server.ask(costing(&closed, 0)).await.allowed);
+    assert_eq!(server.ask(costing(&closed, 1)).await.verdict(), Verdict::RateLimited);
     let (_, none) = server.plain_key("without limits").await;
     let answer = server.ask(costing(&none, 1_000_000_000_000)).await;
     assert!(answer.allowed && answer.limits.is_empty() && answer.credits.is_none());
