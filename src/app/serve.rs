@@ -14,7 +14,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::config::{CheckAuth, Config, LogFormat};
-use crate::tasks::{self, Tasks};
+use crate::tasks::Tasks;
 use crate::telemetry::{self, Readiness};
 use crate::transport::grpc::{self, Api, HttpStatuses, Router};
 use crate::transport::http::{self, HttpOptions, HttpServer};
@@ -76,7 +76,7 @@ async fn serve_parts(
     running.set(true);
     let http_options = HttpOptions { addr: config.server.http_addr, ..HttpOptions::default() };
     let http = HttpServer::start(http_options, http::routes(readiness.clone(), Arc::clone(&parts.metrics)))?;
-    let (reporter, health) = tonic_health::server::health_reporter();
+    let (mut reporter, health) = tonic_health::server::health_reporter();
     set_health(&reporter, ServingStatus::NotServing).await;
     let serving = Arc::new(AtomicBool::new(false));
     let api = Arc::new(api(config, parts, &serving));
@@ -108,15 +108,17 @@ async fn serve_parts(
     set_health(&reporter, ServingStatus::NotServing).await;
     let orderly = async {
         tokio::time::sleep(FAREWELL).await;
+        end_watches(&mut reporter).await;
         server.shutdown().await;
         http.shutdown().await;
         if let Some(tasks) = tasks {
             tasks.stop().await;
-            tasks::flush(Arc::clone(&parts.engine), Arc::clone(&parts.metrics)).await;
         }
+        let lost = |error| format!("stopped; what was used since usage was last written is lost: {error}");
+        parts.engine.flush_usage().await.map(drop).map_err(|error| lost(error).into())
     };
     tokio::select! {
-        () = orderly => Ok(()),
+        flushed = orderly => flushed,
         () = stop.asked() => Err("stopped by a second signal; usage of the last second may be lost".into()),
     }
 }
@@ -187,10 +189,21 @@ fn options(config: &Config) -> ServerOptions {
 }
 
 async fn set_health(reporter: &HealthReporter, status: ServingStatus) {
-    // The empty name is the server as a whole.
-    for service in std::iter::once("").chain(grpc::SERVICES) {
+    for service in services() {
         reporter.set_service_status(service, status).await;
     }
+}
+
+/// Ends the calls that watch the health of a service: they never end by themselves, and the drain would wait for them.
+async fn end_watches(reporter: &mut HealthReporter) {
+    for service in services() {
+        reporter.clear_service_status(service).await;
+    }
+}
+
+/// What health tells of. The empty name is the server as a whole.
+fn services() -> impl Iterator<Item = &'static str> {
+    std::iter::once("").chain(grpc::SERVICES)
 }
 
 /// The signals that ask the process to stop.

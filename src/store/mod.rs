@@ -49,8 +49,10 @@ pub trait Store: std::fmt::Debug + Send + Sync {
     /// Keys in the order of their ids, from the first after `query.after`, at most `query.rows_max`.
     async fn keys(&self, query: &KeyQuery) -> Result<Vec<StoredKey>, StoreError>;
 
-    /// Keys that are ACTIVE, renew themselves and expire before `time`, at most `rows_max`.
-    async fn keys_to_renew(&self, time: Time, rows_max: u32) -> Result<Vec<StoredKey>, StoreError>;
+    /// Keys that are ACTIVE, renew themselves and have no more left than a quarter of their period, or `lead_millis_max` if
+    /// that is less; those that expire first, at most `rows_max`.
+    async fn keys_to_renew(&self, now: Time, lead_millis_max: i64, rows_max: u32)
+    -> Result<Vec<StoredKey>, StoreError>;
 
     /// An account by its id.
     async fn account(&self, id: &AccountId) -> Result<Option<Account>, StoreError>;

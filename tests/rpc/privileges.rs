@@ -74,7 +74,7 @@ async fn a_plans_narrowing_narrows_what_can_be_given_on() {
 async fn expiry() {
     let server = Server::start().await;
     let (_, client) = caller(&server, Key { expire_time: server.in_seconds(600), ..key("") }).await;
-    let minute = Some(AutoRenew { period: Some(prost_types::Duration { seconds: 60, nanos: 0 }) });
+    let minute = Some(AutoRenew { period: Some(prost_types::Duration { seconds: 3_600, nanos: 0 }) });
     create(&client, Key { expire_time: server.in_seconds(600), ..key("a") }).await.unwrap();
     create(&client, Key { expire_time: server.in_seconds(60), ..key("b") }).await.unwrap();
     let rows = [

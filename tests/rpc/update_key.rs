@@ -48,7 +48,7 @@ async fn each_path_changes_its_field_alone() {
         limits: vec![Limit { algorithm: Algorithm::FixedWindow.into(), ..limit("m", 6, Period::Day) }],
         status: Status::Disabled.into(),
         expire_time: server.in_seconds(7_200),
-        auto_renew: Some(AutoRenew { period: Some(prost_types::Duration { seconds: 60, nanos: 0 }) }),
+        auto_renew: Some(AutoRenew { period: Some(prost_types::Duration { seconds: 3_600, nanos: 0 }) }),
         metadata: BTreeMap::from([("b".to_owned(), "2".to_owned())]),
         ..Key::default()
     };
@@ -140,7 +140,7 @@ async fn each_wrong_value_is_named() {
     let server = Server::start().await;
     let (id, _) = server.plain_key("k").await;
     let of_key = || Key { id: id.clone(), ..Key::default() };
-    let minute = Some(AutoRenew { period: Some(prost_types::Duration { seconds: 60, nanos: 0 }) });
+    let minute = Some(AutoRenew { period: Some(prost_types::Duration { seconds: 3_600, nanos: 0 }) });
     let rows: Vec<(Key, &str, &str)> = vec![
         (of_key(), "name", "key.name"),
         (Key { name: "a\0".to_owned(), ..of_key() }, "name", "key.name"),

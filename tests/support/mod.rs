@@ -172,11 +172,15 @@ pub(crate) fn bootstrap(dir: &Path) -> String {
     made["secret"].as_str().unwrap().to_owned()
 }
 
-/// `serve` with ports of its choice, on the database of a directory, its log in the file `log` beside it.
+/// `serve`, its log in the file `log` of a directory; where the arguments say nothing else, with ports of its choice and
+/// on the database of the directory.
 pub(crate) fn serve_command(dir: &Path, arguments: &[&str]) -> Command {
     let log = OpenOptions::new().append(true).create(true).open(dir.join("log")).unwrap();
-    let mut command = tollgate(&["serve", "--grpc-addr=127.0.0.1:0", "--http-addr=127.0.0.1:0"]);
-    command.arg(database(dir)).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+    let mut command = tollgate(&["serve"]);
+    let defaults = ["--grpc-addr=127.0.0.1:0".to_owned(), "--http-addr=127.0.0.1:0".to_owned(), database(dir)];
+    let given = |flag: &str| arguments.iter().any(|argument| argument.split('=').next() == flag.split('=').next());
+    command.args(defaults.iter().filter(|flag| !given(flag))).args(arguments);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
     command
 }
 
@@ -242,8 +246,7 @@ impl Server {
 
     /// Sends a signal by its name, such as `TERM`.
     pub(crate) fn signal(&self, name: &str) {
-        let sent = Command::new("sh").args(["-c", &format!("kill -{name} {}", self.child.id())]).status().unwrap();
-        assert!(sent.success());
+        signal(self.child.id(), name);
     }
 
     /// Waits for its end.
@@ -310,6 +313,12 @@ impl Server {
     pub(crate) fn get(&self, path: &str) -> (u16, String) {
         http_get(self.http, path).unwrap()
     }
+}
+
+/// Sends a signal to a process, by its name, such as `TERM`.
+pub(crate) fn signal(pid: u32, name: &str) {
+    let sent = Command::new("sh").args(["-c", &format!("kill -{name} {pid}")]).status().unwrap();
+    assert!(sent.success());
 }
 
 /// A connection to an address.

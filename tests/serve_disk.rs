@@ -1,0 +1,264 @@
+//! The disk fills up, or can't be written any more, under a server that runs: checks go on, changes wait, nothing is lost.
+//!
+//! Needs root, for a small file system of its own and for files that even root can't write.
+#![cfg(test)]
+
+mod support;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicI64};
+
+use serde_json::Value;
+use tollgate::proto::v1::{CheckKeyRequest, GetUsageRequest, ListKeysRequest, RevokeKeyRequest, Verdict};
+use tonic::Code;
+
+use support::{
+    GLANCE, Home, Keys, PATIENCE, Server, bootstrap, code, create, database, eventually, run, said, stopwatch,
+};
+
+fn is_done(command: &mut Command) -> bool {
+    command.output().is_ok_and(|output| output.status.success())
+}
+
+/// A file system of a few megabytes in memory.
+struct Disk(tempfile::TempDir);
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        is_done(Command::new("umount").arg("--lazy").arg(self.path()));
+    }
+}
+
+impl Disk {
+    fn mount() -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let mounted = is_done(Command::new("mount").args(["-t", "tmpfs", "-o", "size=3m", "tmpfs"]).arg(folder.path()));
+        if !mounted {
+            println!("SKIPPED: a file system cannot be mounted here; it takes root");
+        }
+        mounted.then(|| Self(folder))
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.path().join("ballast")
+    }
+
+    fn fill(&self) {
+        let mut file = File::create(self.ballast()).unwrap();
+        while file.write_all(&[b'x'; 4_096]).is_ok() {}
+    }
+
+    fn free(&self) {
+        fs::remove_file(self.ballast()).unwrap();
+    }
+}
+
+/// Makes files immutable, also for what has them open. Not every file system knows how. What is mapped into memory is
+/// left out: a process that writes there is ended by the system.
+fn freeze(folder: &Path, frozen: bool) -> bool {
+    let flag = if frozen { "+i" } else { "-i" };
+    let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let files = files.filter(|file| !file.to_string_lossy().ends_with("-shm"));
+    is_done(Command::new("chattr").arg(flag).args(files))
+}
+
+fn can_freeze() -> bool {
+    let folder = tempfile::tempdir().unwrap();
+    let mut file = OpenOptions::new().append(true).create(true).open(folder.path().join("probe")).unwrap();
+    let frozen = freeze(folder.path(), true) && file.write_all(b"x").is_err();
+    freeze(folder.path(), false);
+    if !frozen {
+        println!(
+            "SKIPPED: `chattr +i` does not keep open files from being written here; it takes root, and ext4 or the like"
+        );
+    }
+    frozen
+}
+
+/// Lines of the log with a message that begins so.
+fn lines(log: &str, message: &str) -> Vec<Value> {
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    lines.filter(|line| line["message"].as_str().is_some_and(|text| text.starts_with(message))).collect()
+}
+
+/// Checks without a pause, all of them admitted, until told to end. Counts them.
+async fn check_on(mut keys: Keys, key: String, ending: Arc<AtomicBool>, allowed: Arc<AtomicI64>) {
+    while !ending.load(SeqCst) {
+        let request = CheckKeyRequest { key: key.clone(), ..CheckKeyRequest::default() };
+        let answer = keys.check_key(request).await.unwrap().into_inner();
+        assert_eq!(answer.verdict(), Verdict::Allowed);
+        allowed.fetch_add(1, SeqCst);
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+}
+
+async fn more(allowed: &AtomicI64) {
+    let (before, elapsed) = (allowed.load(SeqCst), stopwatch());
+    while allowed.load(SeqCst) < before + 50 {
+        assert!(elapsed() < PATIENCE, "checks wait for the disk");
+        tokio::time::sleep(GLANCE).await;
+    }
+}
+
+/// Takes the disk away from a server on a folder and gives it back.
+async fn outage(folder: &Path, begin: impl FnOnce(), end: impl FnOnce(), cause: &str) {
+    let home = Home { dir: tempfile::tempdir().unwrap(), token: bootstrap(folder) };
+    let arguments = [&*database(folder), "--usage-flush-interval=100ms", "--log-format=json"];
+    let mut server = home.serve(&arguments);
+    let account = server.account(&home.token).await;
+    let mut keys = server.keys(&home.token).await;
+    let used = create(&mut keys, &account, "used").await.unwrap();
+    let leaked = create(&mut keys, &account, "leaked").await.unwrap().key.unwrap().id;
+    let (ending, allowed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicI64::new(0)));
+    let checks =
+        tokio::spawn(check_on(server.keys(&home.token).await, used.secret.clone(), ending.clone(), allowed.clone()));
+    more(&allowed).await;
+
+    begin();
+    // What is in the log already may leave room for a few.
+    let (mut made, mut failed) = (Vec::new(), 0);
+    while failed < 3 {
+        assert!(made.len() < 5_000, "the disk never fills up");
+        match create(&mut keys, &account, &format!("number {} {failed}", made.len())).await {
+            Ok(created) => {
+                assert_eq!(failed, 0, "it came back by itself");
+                made.push(created.key.unwrap().id);
+            }
+            Err(status) => {
+                assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+                assert!(status.message().contains("see the server's log"), "{status:?}");
+                failed += 1;
+            }
+        }
+    }
+    let revoke = || RevokeKeyRequest { id: leaked.clone(), reason: "leaked".into() };
+    assert_eq!(keys.revoke_key(revoke()).await.unwrap_err().code(), Code::Unavailable);
+    eventually("usage cannot be written", || {
+        let metrics = server.get("/metrics").1;
+        let failed = metrics.lines().find_map(|line| line.strip_prefix("tollgate_usage_flush_errors_total "));
+        failed.is_some_and(|number| number.parse::<f64>().unwrap() >= 3.0)
+    });
+    more(&allowed).await;
+    assert_eq!(server.get("/readyz").0, 200, "checks are answered");
+    for message in ["the store cannot be written", "usage cannot be written"] {
+        let told = lines(&server.log(), message);
+        assert_eq!(told.len(), 1, "that it lasts is no news: {}", server.log());
+        assert!(told[0]["error"].as_str().unwrap().contains(cause), "{}", told[0]);
+    }
+    let told = &lines(&server.log(), "the store cannot be written")[0];
+    assert!(told["span"]["request_id"].is_string(), "{told}");
+
+    end();
+    let revoked = keys.revoke_key(revoke()).await.unwrap().into_inner();
+    assert_eq!(revoked.key.unwrap().id, leaked);
+    create(&mut keys, &account, "afterwards").await.unwrap();
+    assert_eq!(lines(&server.log(), "the store can be written again").len(), 1, "{}", server.log());
+    eventually("usage is written again", || !lines(&server.log(), "usage is written again").is_empty());
+    more(&allowed).await;
+    ending.store(true, SeqCst);
+    checks.await.unwrap();
+    server.stop();
+    drop(server);
+
+    let server = home.serve(&arguments);
+    all_is_there(&server, &home, &account, made.len() + 3, allowed.load(SeqCst)).await;
+}
+
+async fn all_is_there(server: &Server, home: &Home, account: &str, keys_made: usize, allowed: i64) {
+    let mut keys = server.keys(&home.token).await;
+    let usage = GetUsageRequest { account_id: account.to_owned(), ..GetUsageRequest::default() };
+    let totals = keys.get_usage(usage).await.unwrap().into_inner().totals.unwrap();
+    assert_eq!(totals.allowed, allowed, "usage against the answers that were seen");
+    let mut listed = 0;
+    let mut page_token = String::new();
+    loop {
+        let request = ListKeysRequest {
+            account_id: account.to_owned(),
+            page_size: 1_000,
+            page_token,
+            ..ListKeysRequest::default()
+        };
+        let page = keys.list_keys(request).await.unwrap().into_inner();
+        listed += page.keys.len();
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(listed, keys_made, "what was refused was not made, what was made is there");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_stops_changes_and_nothing_else() {
+    let Some(disk) = Disk::mount() else { return };
+    outage(disk.path(), || disk.fill(), || disk.free(), "free some space").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_that_cannot_be_written_stop_changes_and_nothing_else() {
+    if !can_freeze() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let thaw = Thaw(folder.path());
+    outage(folder.path(), || assert!(freeze(thaw.0, true)), || assert!(freeze(thaw.0, false)), "SQLite result").await;
+}
+
+/// Files that stay frozen could not be removed.
+struct Thaw<'a>(&'a Path);
+
+impl Drop for Thaw<'_> {
+    fn drop(&mut self) {
+        freeze(self.0, false);
+    }
+}
+
+#[test]
+fn a_file_system_that_is_read_only_is_told_at_the_start() {
+    let Some(disk) = Disk::mount() else { return };
+    bootstrap(disk.path());
+    assert!(is_done(Command::new("mount").args(["-o", "remount,ro"]).arg(disk.path())));
+    for command in ["serve", "doctor", "migrate"] {
+        let mut command = support::tollgate(&[command, "--grpc-addr=127.0.0.1:0", "--http-addr=127.0.0.1:0"]);
+        let output = run(command.arg(database(disk.path())), "");
+        assert_eq!(code(&output), 1, "{}", said(&output));
+        assert!(said(&output).contains("cannot be read and written"), "{}", said(&output));
+    }
+    assert!(is_done(Command::new("mount").args(["-o", "remount,rw"]).arg(disk.path())));
+    let home = Home::empty();
+    home.serve(&[&database(disk.path())]).stop();
+}
+
+/// What can't be written at the end is lost, and must not look as if it were not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn usage_that_is_lost_at_the_end_is_reported() {
+    let Some(disk) = Disk::mount() else { return };
+    let home = Home { dir: tempfile::tempdir().unwrap(), token: bootstrap(disk.path()) };
+    let mut server = home.serve(&[&*database(disk.path()), "--usage-flush-interval=10s"]);
+    let account = server.account(&home.token).await;
+    let mut keys = server.keys(&home.token).await;
+    let secret = create(&mut keys, &account, "used").await.unwrap().secret;
+    disk.fill();
+    let mut made = 0;
+    while create(&mut keys, &account, &made.to_string()).await.is_ok() {
+        made += 1;
+    }
+    let request = CheckKeyRequest { key: secret, ..CheckKeyRequest::default() };
+    assert!(keys.check_key(request).await.unwrap().into_inner().allowed);
+    server.signal("TERM");
+    let status = server.ended();
+    assert_eq!(status.code(), Some(1), "{}", server.log());
+    assert!(server.log().contains("usage") && server.log().contains("is lost"), "{}", server.log());
+    disk.free();
+    let server = home.serve(&[&database(disk.path())]);
+    all_is_there(&server, &home, &account, made + 1, 0).await;
+}
