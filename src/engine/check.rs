@@ -116,7 +116,7 @@ impl Engine {
         let record = entry.record.load();
         let terms = || Arc::clone(&entry.account.state.load().terms);
         let ceiling = self.options.key_checks_per_second;
-        let throttled = ceiling > 0 && check.consume && !meter.is_within_pace(ceiling, now);
+        let throttled = ceiling > 0 && !meter.is_within_pace(ceiling, now);
         let spend = check.consume && !throttled;
         let seen = terms();
         let mut charged = if seen.account_limits.is_empty() && seen.credits.is_none() {

@@ -221,6 +221,11 @@ async fn names_differ_among_the_keys_of_an_account_that_are_not_revoked() {
     server.change_key(disabled, &["status"]).await;
     refused(create(&server, key("taken")).await, Code::AlreadyExists);
     server.revoke(&id).await;
+    let again = Key { expire_time: server.in_seconds(1), ..key("taken") };
+    let again = create(&server, again).await.unwrap().key.unwrap().id;
+    server.advance(1);
+    refused(create(&server, key("taken")).await, Code::AlreadyExists);
+    server.revoke(&again).await;
     create(&server, key("taken")).await.unwrap();
 }
 

@@ -112,6 +112,24 @@ async fn limits() {
 }
 
 #[tokio::test]
+async fn limits_of_the_plan_cannot_be_replaced_by_wider_ones() {
+    let server = Server::start().await;
+    let change = Plan { id: "basic".to_owned(), key_limits: vec![limit("l", 10, Period::Hour)], ..Plan::default() };
+    server.change_plan(change, &["key_limits"]).await;
+    let (id, client) = caller(&server, key("")).await;
+    create(&client, key("as it is")).await.unwrap();
+    create(&client, Key { limits: vec![limit("l", 9, Period::Hour)], ..key("narrower") }).await.unwrap();
+    for wide in [limit("l", 11, Period::Hour), limit("l", 10, Period::Minute)] {
+        assert_eq!(wider(create(&client, Key { limits: vec![wide.clone()], ..key("wider") }).await), "limits");
+        let change = Key { id: id.clone(), limits: vec![wide], ..Key::default() };
+        let update = UpdateKeyRequest { key: Some(change), update_mask: mask(&["limits"]) };
+        assert_eq!(wider(client.update_key(update).await), "limits");
+    }
+    // An operator may.
+    server.key(Key { limits: vec![limit("l", 11, Period::Hour)], ..key("by the operator") }).await;
+}
+
+#[tokio::test]
 async fn restrictions() {
     let server = Server::start().await;
     let own = Restrictions {

@@ -272,6 +272,18 @@ async fn scopes_that_the_plan_does_not_allow_are_refused() {
 }
 
 #[tokio::test]
+async fn a_long_renewal_comes_a_day_before_the_expiry() {
+    let server = Server::start().await;
+    let month = 30 * 86_400;
+    let auto_renew = Some(AutoRenew { period: Some(prost_types::Duration { seconds: month, nanos: 0 }) });
+    server.key(Key { expire_time: server.in_seconds(month), auto_renew, ..key("k") }).await;
+    server.advance(29 * 86_400 - 1);
+    assert_eq!(server.engine.renew_keys().await.unwrap(), 0);
+    server.advance(1);
+    assert_eq!(server.engine.renew_keys().await.unwrap(), 1);
+}
+
+#[tokio::test]
 async fn a_key_renews_itself_before_its_expiry() {
     let server = Server::start().await;
     let auto_renew = Some(AutoRenew { period: Some(prost_types::Duration { seconds: 3_600, nanos: 0 }) });
