@@ -81,12 +81,20 @@ impl KeyId {
 
 impl fmt::Display for KeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // In three parts of up to ten digits: a division of 128 bits for each digit would cost more than a whole check.
+        const PART: u128 = 62_u128.pow(10);
+        let number = u128::from_be_bytes(self.0);
+        let parts = [number / PART / PART, number / PART % PART, number % PART];
         let mut digits = [b'0'; KEY_DIGITS];
-        let mut number = u128::from_be_bytes(self.0);
-        for digit in digits.iter_mut().rev() {
-            let value = usize::try_from(number % 62).unwrap_or(0);
-            *digit = BASE62.get(value).copied().unwrap_or(b'0');
-            number /= 62;
+        let (first, rest) = digits.split_at_mut(2);
+        let (second, third) = rest.split_at_mut(10);
+        for (digits, part) in [first, second, third].into_iter().zip(parts) {
+            let mut part = u64::try_from(part).unwrap_or(0);
+            for digit in digits.iter_mut().rev() {
+                let value = usize::try_from(part % 62).unwrap_or(0);
+                *digit = BASE62.get(value).copied().unwrap_or(b'0');
+                part /= 62;
+            }
         }
         f.write_str(KEY_PREFIX)?;
         f.write_str(std::str::from_utf8(&digits).unwrap_or_default())

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::decision::restriction::ip_allowed;
 use crate::decision::{AccountTerms, KeyRecord, grants, usable};
-use crate::domain::{AccountId, AccountStatus, Environment, Key, KeyId, Restrictions, ScopeRef, Verdict};
+use crate::domain::{AccountId, AccountStatus, Environment, Key, KeyId, Restrictions, ScopeRef, Time, Verdict};
 
 use super::index::Found;
 use super::{Engine, Error};
@@ -36,8 +36,7 @@ pub struct KeyCaller {
 impl Engine {
     /// Takes the credential of a call for its caller. Refuses one that is not in use, whose account is not, or that may not
     /// be used from the peer's address. A key's other restrictions are about the API that it is for, not about this one.
-    pub fn authenticate(&self, credential: &str, peer: Option<IpAddr>) -> Result<Caller, Error> {
-        let now = self.clock.now();
+    pub fn authenticate(&self, credential: &str, peer: Option<IpAddr>, now: Time) -> Result<Caller, Error> {
         let refused = |verdict: Verdict| {
             let message = format!("the key in `authorization` is refused: {verdict}");
             Error::Unauthenticated { verdict, message }

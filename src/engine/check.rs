@@ -58,9 +58,8 @@ pub struct Subject {
 impl Engine {
     /// Decides, and where it is allowed and `check.consume` is set, charges.
     #[must_use]
-    pub fn check(&self, check: &Check<'_>) -> Answer {
+    pub fn check(&self, check: &Check<'_>, now: Time) -> Answer {
         let revision = self.index.revision();
-        let now = self.clock.now();
         let (hash, found) = match self.identify(check.credential) {
             Ok(identified) => identified,
             Err(verdict) => return Answer::unidentified(verdict, revision),

@@ -32,7 +32,9 @@ impl Engine {
     /// Makes a plan. Its times and revision are set here.
     pub async fn create_plan(&self, caller: &Caller, plan: Plan) -> Result<Plan, Error> {
         require_admin(caller)?;
-        require_not_built_in(&plan.id)?;
+        if plan.id == PlanId::operator() {
+            return Err(Error::AlreadyExists(format!("`{}` is the built-in plan of the operator account", plan.id)));
+        }
         let _changing = self.changing.lock().await;
         let now = self.clock.now();
         let plan = Plan { create_time: now, update_time: now, ..plan };
@@ -156,7 +158,7 @@ fn require_not_built_in(id: &PlanId) -> Result<(), Error> {
     if *id != PlanId::operator() {
         return Ok(());
     }
-    let message = format!("`{id}` is the built-in plan of the operator account and cannot be made, changed or deleted");
+    let message = format!("`{id}` is the built-in plan of the operator account and can be neither changed nor deleted");
     Err(Error::Precondition { kind: "BUILT_IN", subject: id.to_string(), message })
 }
 

@@ -83,7 +83,9 @@ impl Engine {
     async fn write_pending(&self, flushing: &mut Flushing) -> Result<usize, StoreError> {
         let mut written = 0;
         while let Some(flush) = flushing.pending.front() {
-            self.store.record_usage(flush).await?;
+            let result = self.store.record_usage(flush).await;
+            Self::note_store(&self.writing_fails, result.as_ref().err(), "written");
+            result?;
             written += flush.deltas.len();
             flushing.pending.pop_front();
         }

@@ -8,14 +8,13 @@
 //! | `observe` | sets the gauges of `/metrics` | starts from the state |
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::Engine;
+use crate::engine::{Engine, Error};
 use crate::telemetry::metrics::Metrics;
 
 const RENEW_PERIOD: Duration = Duration::from_secs(15);
@@ -34,8 +33,8 @@ impl Tasks {
     pub fn start(engine: &Arc<Engine>, metrics: &Arc<Metrics>, flush_period: Duration) -> Self {
         let stop = CancellationToken::new();
         let flush = every(flush_period, stop.clone(), {
-            let (engine, metrics, failing) = (Arc::clone(engine), Arc::clone(metrics), Arc::default());
-            move || flush(Arc::clone(&engine), Arc::clone(&metrics), Arc::clone(&failing))
+            let (engine, metrics) = (Arc::clone(engine), Arc::clone(metrics));
+            move || flush(Arc::clone(&engine), Arc::clone(&metrics))
         });
         let renew = every(RENEW_PERIOD, stop.clone(), {
             let engine = Arc::clone(engine);
@@ -80,29 +79,20 @@ where
     })
 }
 
-/// Writes usage to the store. That it fails is logged when it begins and when it ends; until then usage waits in memory.
-pub async fn flush(engine: Arc<Engine>, metrics: Arc<Metrics>, failing: Arc<AtomicBool>) {
+/// Writes usage to the store. Where it can't be, it waits in memory; the engine says so in the log.
+pub async fn flush(engine: Arc<Engine>, metrics: Arc<Metrics>) {
     let clock = engine.clock();
     let start = clock.monotonic();
     match engine.flush_usage().await {
-        Ok(_) => {
-            metrics.usage_flushed(clock.now(), clock.monotonic().saturating_sub(start));
-            if failing.swap(false, Ordering::Relaxed) {
-                tracing::info!("usage is written again");
-            }
-        }
-        Err(error) => {
-            metrics.usage_flush_failed();
-            if !failing.swap(true, Ordering::Relaxed) {
-                tracing::error!(%error, "usage cannot be written; it is kept in memory and tried again");
-            }
-        }
+        Ok(_) => metrics.usage_flushed(clock.now(), clock.monotonic().saturating_sub(start)),
+        Err(_) => metrics.usage_flush_failed(),
     }
 }
 
 async fn renew(engine: Arc<Engine>) {
     match engine.renew_keys().await {
-        Ok(0) => {}
+        // That the store fails is in the log already.
+        Ok(0) | Err(Error::Unavailable(_)) => {}
         Ok(keys) => tracing::info!(keys, "keys renewed themselves"),
         Err(error) => tracing::error!(%error, "keys could not renew themselves; it is tried again in {RENEW_PERIOD:?}"),
     }

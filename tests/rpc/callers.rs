@@ -82,10 +82,10 @@ fn calls() -> Vec<Call> {
             let account = Account { id: String::new(), ..account("acct_made", &ids.plan) };
             client.create_account(CreateAccountRequest { account: Some(account) })
         })),
-        call!("AccountService/GetAccount", [READ], |client, ids| {
+        call!("AccountService/GetAccount", [READ, ADMIN], |client, ids| {
             client.get_account(GetAccountRequest { id: ids.account.clone() })
         }),
-        call!("AccountService/ListAccounts", [READ], |client, _ids| {
+        call!("AccountService/ListAccounts", [READ, ADMIN], |client, _ids| {
             client.list_accounts(ListAccountsRequest::default())
         }),
         operators(call!("AccountService/UpdateAccount", [ADMIN], |client, ids| {

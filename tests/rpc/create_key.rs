@@ -1,4 +1,4 @@
-//! CreateKey.
+//! `CreateKey`.
 
 use std::collections::BTreeMap;
 
@@ -14,6 +14,7 @@ async fn create(server: &Server, key: Key) -> Result<CreateKeyResponse, tonic::S
     server.operator.create_key(CreateKeyRequest { key: Some(key) }).await
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "messages hold it as an option")]
 fn days(days: i64) -> Option<AutoRenew> {
     Some(AutoRenew { period: Some(prost_types::Duration { seconds: days * 86_400, nanos: 0 }) })
 }
@@ -113,6 +114,7 @@ async fn each_key_is_new_and_they_sort_by_their_making() {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 async fn each_wrong_field_is_named() {
     let server = Server::start().await;
     let soon = server.in_seconds(60);

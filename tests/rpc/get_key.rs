@@ -1,9 +1,9 @@
-//! GetKey.
+//! `GetKey`.
 
 use tollgate::proto::v1::*;
 use tonic::Code;
 
-use crate::harness::{CheckFrom as _, OTHER_ACCOUNT, PLAN, Server, account, at, invalid, key, of, refused};
+use crate::harness::{OTHER_ACCOUNT, PLAN, Server, account, at, invalid, key, of, of_from, refused};
 
 fn get(id: &str) -> GetKeyRequest {
     GetKeyRequest { id: id.to_owned() }
@@ -56,14 +56,14 @@ async fn the_last_use_is_told_after_a_flush() {
     };
     assert_eq!(last().await, (None, String::new()));
     let used_at = server.now();
-    server.ask(of(&secret).from_ip("2001:db8::1")).await;
+    server.ask(of_from(&secret, "2001:db8::1")).await;
     assert_eq!(last().await, (Some(used_at), "2001:db8::1".to_owned()));
     // Neither a denial nor a peek is a use.
     server.advance(10);
-    server.ask(CheckKeyRequest { all_of: vec!["a:b".to_owned()], ..of(&secret).from_ip("192.0.2.1") }).await;
-    server.ask(CheckKeyRequest { mode: Mode::Peek.into(), ..of(&secret).from_ip("192.0.2.1") }).await;
+    server.ask(CheckKeyRequest { all_of: vec!["a:b".to_owned()], ..of_from(&secret, "192.0.2.1") }).await;
+    server.ask(CheckKeyRequest { mode: Mode::Peek.into(), ..of_from(&secret, "192.0.2.1") }).await;
     assert_eq!(last().await, (Some(used_at), "2001:db8::1".to_owned()));
-    server.ask(of(&secret).from_ip("192.0.2.9")).await;
+    server.ask(of_from(&secret, "192.0.2.9")).await;
     assert_eq!(last().await, (Some(server.now()), "192.0.2.9".to_owned()));
 }
 

@@ -1,8 +1,8 @@
-//! GetSelf.
+//! `GetSelf`.
 
 use tollgate::proto::v1::*;
 
-use crate::harness::{ACCOUNT, CheckFrom as _, PLAN, Server, account, key, limit, of, plan};
+use crate::harness::{ACCOUNT, PLAN, Server, account, key, limit, of, of_from, plan};
 
 #[tokio::test]
 async fn it_agrees_with_what_a_check_says() {
@@ -53,7 +53,7 @@ async fn the_last_use_is_told() {
     let server = Server::start().await;
     let (id, secret) = server.plain_key("k").await;
     let used_at = server.now();
-    server.ask(of(&secret).from_ip("192.0.2.1")).await;
+    server.ask(of_from(&secret, "192.0.2.1")).await;
     server.flush().await;
     let found = server.caller(&secret).get_self(GetSelfRequest {}).await.unwrap();
     assert_eq!(found.last_used_time, Some(used_at));

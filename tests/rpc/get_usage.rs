@@ -1,9 +1,9 @@
-//! GetUsage.
+//! `GetUsage`.
 
 use std::collections::BTreeMap;
 
 use prost_types::Timestamp;
-use tollgate::proto::v1::*;
+use tollgate::proto::v1::{Environment as E, Granularity as G, *};
 use tonic::Code;
 
 use crate::harness::{ACCOUNT, OTHER_ACCOUNT, PLAN, Server, account, at, invalid, key, limit, of, refused};
@@ -59,7 +59,7 @@ async fn checks_are_counted_by_verdict_and_credits_by_cost() {
         ]),
         credits: 12,
     };
-    assert_eq!(answer.buckets, [expected.clone()]);
+    assert_eq!(answer.buckets, std::slice::from_ref(&expected));
     let totals = UsageBucket { start_time: None, environment: 0, ..expected };
     assert_eq!(answer.totals, Some(totals));
     assert_eq!(answer.as_of, Some(server.now()));
@@ -81,7 +81,6 @@ async fn buckets_are_hours_days_or_months() {
         server.check(&secret).await;
     }
     server.set_time("2026-03-10T01:30:00Z");
-    use Granularity as G;
     let rows: [(GetUsageRequest, &[(&str, i64)]); 9] = [
         (
             between("2026-03-09T22:30:00Z", "2026-03-10T01:00:00Z", G::Hour),
@@ -159,7 +158,6 @@ async fn keys_and_environments_are_told_apart() {
     for secret in [&first_secret, &first_secret, &second_secret, &test_secret] {
         server.check(secret).await;
     }
-    use Environment as E;
     let found = |answer: &GetUsageResponse| -> Vec<(String, E, i64)> {
         answer.buckets.iter().map(|b| (b.key_id.clone(), b.environment(), b.requests)).collect()
     };
@@ -209,7 +207,6 @@ async fn each_wrong_field_is_named() {
     let server = Server::start().await;
     let (id, _) = server.plain_key("k").await;
     let nonsense = Some(Timestamp { seconds: i64::MAX, nanos: 0 });
-    use Granularity as G;
     let rows = [
         (GetUsageRequest { granularity: 9, ..of_account(ACCOUNT) }, "granularity"),
         (GetUsageRequest { start_time: nonsense, ..of_account(ACCOUNT) }, "start_time"),

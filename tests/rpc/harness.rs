@@ -233,6 +233,7 @@ impl Server {
     }
 
     /// This many seconds from now.
+    #[expect(clippy::unnecessary_wraps, reason = "messages hold times as options")]
     pub(crate) fn in_seconds(&self, seconds: i64) -> Option<Timestamp> {
         Some(timestamp_of(self.engine.clock().now().millis() + seconds * 1_000))
     }
@@ -279,6 +280,12 @@ pub(crate) fn of(key: &str) -> CheckKeyRequest {
     CheckKeyRequest { key: key.to_owned(), ..CheckKeyRequest::default() }
 }
 
+/// The same, of a client at this address.
+pub(crate) fn of_from(key: &str, client_ip: &str) -> CheckKeyRequest {
+    let context = CheckContext { client_ip: client_ip.to_owned(), ..CheckContext::default() };
+    CheckKeyRequest { context: Some(context), ..of(key) }
+}
+
 pub(crate) fn strings(texts: &[&str]) -> Vec<String> {
     texts.iter().map(ToString::to_string).collect()
 }
@@ -310,7 +317,7 @@ pub(crate) fn refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code)
     status
 }
 
-/// The fields that an INVALID_ARGUMENT names in its details.
+/// The fields that an `INVALID_ARGUMENT` names in its details.
 pub(crate) fn invalid<T: std::fmt::Debug>(result: Result<T, Status>) -> Vec<String> {
     let status = refused(result, Code::InvalidArgument);
     let violations = status.get_details_bad_request().unwrap().field_violations;
@@ -318,7 +325,7 @@ pub(crate) fn invalid<T: std::fmt::Debug>(result: Result<T, Status>) -> Vec<Stri
     violations.into_iter().map(|violation| violation.field).collect()
 }
 
-/// The condition that a FAILED_PRECONDITION names in its details.
+/// The condition that a `FAILED_PRECONDITION` names in its details.
 pub(crate) fn precondition<T: std::fmt::Debug>(result: Result<T, Status>) -> String {
     let status = refused(result, Code::FailedPrecondition);
     status.get_details_precondition_failure().unwrap().violations[0].r#type.clone()
@@ -329,16 +336,4 @@ pub(crate) fn reason(status: &Status) -> String {
     let info = status.get_details_error_info().unwrap();
     assert_eq!(info.domain, "tollgate.v1");
     info.reason
-}
-
-/// Says whence a check's client asks.
-pub(crate) trait CheckFrom {
-    fn from_ip(self, client_ip: &str) -> Self;
-}
-
-impl CheckFrom for CheckKeyRequest {
-    fn from_ip(mut self, client_ip: &str) -> Self {
-        client_ip.clone_into(&mut self.context.get_or_insert_default().client_ip);
-        self
-    }
 }

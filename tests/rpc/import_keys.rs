@@ -1,4 +1,4 @@
-//! ImportKeys.
+//! `ImportKeys`.
 
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE, BASE64_URL_SAFE_NO_PAD};
@@ -8,6 +8,9 @@ use tonic::Code;
 
 use crate::harness::{ACCOUNT, IMPORT_MESSAGE_BYTES_MAX, OTHER_ACCOUNT, PLAN, Server, account, at, key, limit, plan};
 use crate::harness::{refused, strings};
+
+/// How a hash is written down.
+type Form = fn(&[u8]) -> String;
 
 fn sha256(secret: &str) -> [u8; 32] {
     Sha256::digest(secret.as_bytes()).into()
@@ -93,7 +96,7 @@ async fn an_imported_key_goes_on_with_its_own_secret() {
 #[tokio::test]
 async fn a_hash_is_taken_in_each_of_its_forms() {
     let server = Server::start().await;
-    let forms: [(&str, fn(&[u8]) -> String); 6] = [
+    let forms: [(&str, Form); 6] = [
         ("hex", hex),
         ("HEX", |bytes| hex(bytes).to_uppercase()),
         ("base64", |bytes| BASE64_STANDARD.encode(bytes)),

@@ -1,4 +1,4 @@
-//! ListKeys.
+//! `ListKeys`.
 
 use tollgate::proto::v1::*;
 use tonic::Code;

@@ -1,21 +1,33 @@
 //! Every call of the contract through the real server: a file for each.
 #![cfg(test)]
+#![expect(clippy::string_slice, reason = "secrets and ids are ASCII")]
 
 mod audit;
 mod callers;
 mod check_key;
 mod client;
+mod create_account;
 mod create_key;
+mod create_plan;
+mod delete_plan;
+mod get_account;
 mod get_key;
 mod get_limits;
+mod get_plan;
 mod get_self;
 mod get_usage;
 mod harness;
+mod health;
 mod import_keys;
+mod list_accounts;
 mod list_keys;
+mod list_plans;
 mod privileges;
+mod reflection;
 mod refund_check;
 mod revoke_key;
 mod rotate_key;
+mod update_account;
 mod update_key;
+mod update_plan;
 mod wire;

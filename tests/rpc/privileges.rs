@@ -27,12 +27,6 @@ async fn caller(server: &Server, mut own: Key) -> (String, Client) {
     (made.key.unwrap().id, server.caller(&made.secret))
 }
 
-fn restricted(change: impl FnOnce(&mut Restrictions)) -> Option<Restrictions> {
-    let mut restrictions = Restrictions::default();
-    change(&mut restrictions);
-    Some(restrictions)
-}
-
 #[tokio::test]
 async fn scopes() {
     let server = Server::start().await;
@@ -199,10 +193,11 @@ async fn what_is_wider_can_be_neither_changed_nor_rotated_but_ended() {
 #[tokio::test]
 async fn a_key_does_not_extend_its_own_life_or_lift_its_own_bounds() {
     let server = Server::start().await;
+    let restrictions = Restrictions { allowed_ips: strings(&["127.0.0.1"]), ..Restrictions::default() };
     let own = Key {
         expire_time: server.in_seconds(600),
         limits: vec![limit("l", 10, Period::Hour)],
-        restrictions: restricted(|r| r.allowed_ips = strings(&["127.0.0.1"])),
+        restrictions: Some(restrictions),
         ..key("")
     };
     let (id, client) = caller(&server, own).await;

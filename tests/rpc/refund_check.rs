@@ -1,4 +1,4 @@
-//! RefundCheck, which is still to come.
+//! `RefundCheck`, which is still to come.
 
 use tollgate::proto::v1::*;
 use tonic::Code;

@@ -1,4 +1,4 @@
-//! RevokeKey.
+//! `RevokeKey`.
 
 use tollgate::proto::v1::*;
 use tonic::Code;

@@ -1,6 +1,6 @@
-//! RotateKey.
+//! `RotateKey`.
 
-use tollgate::proto::v1::*;
+use tollgate::proto::v1::{Verdict as V, *};
 use tonic::Code;
 
 use crate::harness::{Server, invalid, key, limit, of, precondition, reason, refused};
@@ -40,7 +40,6 @@ async fn without_grace_the_old_secret_ends_before_the_call_returns() {
     let new = server.operator.rotate_key(unset).await.unwrap().secret;
     assert_eq!([server.verdict(&old).await, server.verdict(&new).await], [Verdict::RotatedOut, Verdict::Allowed]);
     let newest = server.rotate(&id, 0).await;
-    use Verdict as V;
     for (secret, expected) in [(&old, V::RotatedOut), (&new, V::RotatedOut), (&newest, V::Allowed)] {
         assert_eq!(server.verdict(secret).await, expected);
     }
@@ -75,7 +74,6 @@ async fn a_second_rotation_in_grace_ends_the_oldest_secret_at_once() {
     let (id, first) = server.plain_key("k").await;
     let second = server.rotate(&id, 3_600).await;
     let third = server.rotate(&id, 3_600).await;
-    use Verdict as V;
     for (secret, expected) in [(&first, V::RotatedOut), (&second, V::Allowed), (&third, V::Allowed)] {
         assert_eq!(server.verdict(secret).await, expected);
     }

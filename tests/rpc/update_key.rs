@@ -1,4 +1,4 @@
-//! UpdateKey.
+//! `UpdateKey`.
 
 use std::collections::BTreeMap;
 
@@ -6,6 +6,9 @@ use tollgate::proto::v1::*;
 use tonic::Code;
 
 use crate::harness::{Server, invalid, key, limit, mask, plan, precondition, reason, refused, strings};
+
+/// Takes over one field of the second.
+type Set = fn(&mut Key, Key);
 
 async fn update(server: &Server, key: Key, paths: &[&str]) -> Result<Key, tonic::Status> {
     let request = UpdateKeyRequest { key: Some(key), update_mask: mask(paths) };
@@ -49,7 +52,7 @@ async fn each_path_changes_its_field_alone() {
         metadata: BTreeMap::from([("b".to_owned(), "2".to_owned())]),
         ..Key::default()
     };
-    let rows: [(&str, fn(&mut Key, Key)); 9] = [
+    let rows: [(&str, Set); 9] = [
         ("name", |key, new| key.name = new.name),
         ("description", |key, new| key.description = new.description),
         ("scopes", |key, new| key.scopes = new.scopes),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio_stream::StreamExt as _;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::domain::KeyId;
+use crate::domain::{KeyId, Time};
 use crate::engine::{Caller, Engine, Error, ImportOutcome, ImportRow, Rehearsal};
 use crate::proto::v1::{self, key_service_server::KeyService};
 
@@ -32,30 +32,30 @@ type Answer<T> = Result<Response<T>, Status>;
 
 impl Keys {
     /// Who calls, where a check needs a caller.
-    fn checker(&self, request: &Request<v1::CheckKeyRequest>) -> Result<Option<Caller>, Status> {
+    fn checker(&self, request: &Request<v1::CheckKeyRequest>, now: Time) -> Result<Option<Caller>, Status> {
         self.0.require_serving()?;
         if !self.0.check_needs_caller {
             return Ok(None);
         }
-        let caller = self.0.caller(request)?;
+        let caller = self.0.caller_at(request, now)?;
         caller.require("tollgate:check").map_err(|error| status_from(&error))?;
         Ok(Some(caller))
     }
 
-    fn check(&self, caller: Option<&Caller>, request: &v1::CheckKeyRequest) -> Answer<v1::CheckKeyResponse> {
+    fn check(&self, caller: Option<&Caller>, request: &v1::CheckKeyRequest, now: Time) -> Answer<v1::CheckKeyResponse> {
         let api = &*self.0;
         if !request.operation_id.is_empty() {
             return Err(Status::unimplemented("`operation_id` is not implemented yet; leave it empty"));
         }
         let within = caller.and_then(Caller::own_account);
         let check = convert::check_from(request, within).map_err(|error| status_from(&error))?;
-        let answer = api.engine.check(&check);
+        let answer = api.engine.check(&check, now);
         api.metrics.check(answer.verdict);
         let http_status = api.http_statuses.of(answer.verdict);
         Ok(Response::new(convert::check_to(answer, http_status)))
     }
 
-    fn now(&self) -> crate::domain::Time {
+    fn now(&self) -> Time {
         self.0.engine.clock().now()
     }
 }
@@ -63,13 +63,15 @@ impl Keys {
 #[tonic::async_trait]
 impl KeyService for Keys {
     async fn check_key(&self, request: Request<v1::CheckKeyRequest>) -> Answer<v1::CheckKeyResponse> {
-        let caller = self.checker(&request)?;
+        let mut now = self.now();
+        let caller = self.checker(&request, now)?;
         let request = request.get_ref();
         if request.min_revision != 0 {
             let revision = convert::revision_from(request.min_revision).map_err(|error| status_from(&error))?;
             self.0.engine.await_revision(revision, REVISION_WAIT).await.map_err(|error| status_from(&error))?;
+            now = self.now();
         }
-        self.check(caller.as_ref(), request)
+        self.check(caller.as_ref(), request, now)
     }
 
     async fn create_key(&self, request: Request<v1::CreateKeyRequest>) -> Answer<v1::CreateKeyResponse> {

@@ -1,6 +1,6 @@
 //! What is no check: each is refused with the field that is wrong, or answered as what it is.
 
-use tollgate::proto::v1::*;
+use tollgate::proto::v1::{Verdict as V, *};
 use tonic::Code;
 
 use crate::harness::{MESSAGE_BYTES_MAX, Server, invalid, of, refused, strings};
@@ -11,7 +11,6 @@ async fn what_cannot_be_a_key_is_told_by_its_looks() {
     let server = Server::start().await;
     let (_, good) = server.plain_key("k").await;
     let body = &good["sk_live_".len()..];
-    use Verdict as V;
     let rows = [
         (String::new(), V::Missing),
         (" ".to_owned(), V::Malformed),

@@ -185,7 +185,7 @@ async fn credits_are_a_months_and_begin_anew_on_their_day() {
         let made = server.key(Key { account_id: id, ..key("k") }).await;
         let answer = server.ask(costing(&made.secret, 4)).await;
         let expected = CreditState { allowance: 10, remaining: 6, reset_time: Some(at(reset)), exceeded: false };
-        assert_eq!(answer.credits, Some(expected.clone()));
+        assert_eq!(answer.credits, Some(expected));
         let answer = server.ask(costing(&made.secret, 7)).await;
         assert_eq!((answer.verdict(), answer.http_status), (Verdict::CreditsExhausted, 429));
         assert_eq!(answer.credits, Some(CreditState { exceeded: true, ..expected }));

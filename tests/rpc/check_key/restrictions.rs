@@ -1,8 +1,10 @@
 //! Environment, address, referrer, endpoint and scopes.
 
-use tollgate::proto::v1::*;
+use tollgate::proto::v1::{Environment as E, Verdict as V, *};
 
 use crate::harness::{PLAN, Server, account, key, of, plan, strings};
+
+type Scopes = &'static [&'static str];
 
 /// Checks with one context, field by field.
 fn within(secret: &str, change: impl FnOnce(&mut CheckContext)) -> CheckKeyRequest {
@@ -17,7 +19,6 @@ async fn environments_are_kept_apart() {
     let live = server.key(Key { environment: Environment::Live.into(), ..key("live") }).await.secret;
     let test = server.key(Key { environment: Environment::Test.into(), ..key("test") }).await.secret;
     let (_, unset) = server.plain_key("unset").await;
-    use {Environment as E, Verdict as V};
     let rows = [
         (&live, E::Live, V::Allowed),
         (&live, E::Test, V::WrongEnvironment),
@@ -132,7 +133,7 @@ async fn scopes_are_granted_and_the_missing_ones_named() {
     let held = |name: &str, scopes: &[&str]| Key { scopes: strings(scopes), ..key(name) };
     let narrow = server.key(held("narrow", &["tasks:read", "notes:*"])).await.secret;
     let admin = server.key(held("admin", &["admin:*"])).await.secret;
-    let rows: [(&str, &[&str], &[&str], &[&str]); 14] = [
+    let rows: [(&str, Scopes, Scopes, Scopes); 14] = [
         (&narrow, &[], &[], &[]),
         (&narrow, &["tasks:read"], &[], &[]),
         (&narrow, &["notes:write", "notes:*"], &[], &[]),
