@@ -49,7 +49,7 @@ impl Engine {
         let terms = Arc::clone(&found.entry.account.state.load().terms);
         let secret_expire_time = found.secret_expire_time(&hash, &record);
         usable(&record, secret_expire_time, now).map_err(refused)?;
-        let expire_time = [record.expire_time, secret_expire_time].into_iter().flatten().min();
+        let expire_time = [record.expiry.time(), secret_expire_time].into_iter().flatten().min();
         if terms.status == AccountStatus::Suspended {
             return Err(refused(Verdict::AccountSuspended));
         }

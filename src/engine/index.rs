@@ -130,6 +130,11 @@ impl Index {
         }
     }
 
+    /// Makes room for so many secrets.
+    pub(super) fn reserve(&self, secrets: usize) {
+        self.secrets.pin().reserve(secrets);
+    }
+
     /// The key that a secret with this hash is, or was, of.
     pub(super) fn find(&self, hash: &SecretHash) -> Option<Found> {
         self.secrets.pin().get(hash).cloned()

@@ -108,7 +108,7 @@ pub(in crate::transport::grpc) fn check_to(answer: Answer, http_status: u16) -> 
         let scopes = subject.terms.usable_scopes(&record.policy.scopes);
         response.scopes = scopes.map(|scope| scope.as_str().to_owned()).collect();
         response.metadata = record.metadata.as_ref().map(|metadata| (**metadata).clone()).unwrap_or_default();
-        response.expire_time = record.expire_time.map(timestamp_to);
+        response.expire_time = record.expiry.time().map(timestamp_to);
     }
     response
 }
