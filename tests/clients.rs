@@ -8,11 +8,12 @@ mod support;
 mod check_key;
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 
 use tollgate::proto::v1::Verdict;
 use tollgate::proto::v1::key_service_client::KeyServiceClient;
 
-use support::{Home, Server, code, command, run, said, skipped, text};
+use support::{Home, PATIENCE, Server, code, command, eventually, run, said, skipped, text};
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/python/check_key.py");
 const README: &str = include_str!("../README.md");
@@ -71,18 +72,31 @@ fn a_python_service_checks_keys() {
     call.arg(EXAMPLE).env("PYTHONPATH", folder.path()).env("PYTHONDONTWRITEBYTECODE", "1");
     call.env("TOLLGATE_ADDR", server.grpc.to_string()).env("TOLLGATE_TOKEN", &operator);
 
-    let allowed = run(&mut call, &format!("{live}\n"));
+    let allowed = patiently(&mut call, &format!("{live}\n"));
     assert_eq!(text(&allowed), "allowed: Demo live of acct_demo\n");
-    let unknown = run(&mut call, "sk_live_nobody\n");
+    let unknown = patiently(&mut call, "sk_live_nobody\n");
     assert_eq!(code(&unknown), 3, "{}", said(&unknown));
     assert!(said(&unknown).starts_with("denied, HTTP 401: "), "{}", said(&unknown));
     call.env("TOLLGATE_TOKEN", "sk_live_nobody");
-    let stranger = run(&mut call, &format!("{live}\n"));
+    let stranger = patiently(&mut call, &format!("{live}\n"));
     assert_eq!(code(&stranger), 6);
     assert!(said(&stranger).contains("UNAUTHENTICATED"), "{}", said(&stranger));
     server.kill();
     let gone = run(call.env("TOLLGATE_TOKEN", &operator), &format!("{live}\n"));
     assert_eq!(code(&gone), 6, "what can't be known is no admission: {}", said(&gone));
+}
+
+/// Runs it again where it gave up waiting, which the examples do soon, on a machine that is busy.
+fn patiently(call: &mut Command, key: &str) -> Output {
+    let mut output = run(call, key);
+    eventually("an answer in time", || {
+        let late = said(&output).contains("DEADLINE_EXCEEDED");
+        if late {
+            output = run(call, key);
+        }
+        !late
+    });
+    output
 }
 
 /// What the README quotes is what runs.
@@ -100,9 +114,15 @@ async fn a_rust_service_checks_keys() {
     let home = Home::empty();
     let (server, operator, live) = demo(&home);
     let client = KeyServiceClient::new(server.channel().await);
-    let answer = check_key::check_key(client.clone(), &operator, &live).await.unwrap();
+    let check = async |key: &str| loop {
+        // It gives up soon, on a machine that is busy too.
+        if let Ok(answer) = check_key::check_key(client.clone(), &operator, key).await {
+            return answer;
+        }
+    };
+    let answer = tokio::time::timeout(PATIENCE, check(&live)).await.unwrap();
     assert_eq!((answer.allowed, answer.key_name.as_str()), (true, "Demo live"));
-    let answer = check_key::check_key(client.clone(), &operator, "sk_live_nobody").await.unwrap();
+    let answer = tokio::time::timeout(PATIENCE, check("sk_live_nobody")).await.unwrap();
     assert_eq!((answer.allowed, answer.verdict()), (false, Verdict::Malformed));
-    assert!(check_key::check_key(client, &live.replace("live", "test"), &live).await.is_err());
+    assert!(check_key::check_key(client.clone(), &live.replace("live", "test"), &live).await.is_err());
 }

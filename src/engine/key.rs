@@ -557,34 +557,34 @@ mod tests {
 
     #[test]
     fn a_key_renews_itself_when_a_quarter_is_left() {
-        let at = |millis| renewed_expiry(&key(1_000_000, 400_000), Time::from_millis(millis)).map(Time::millis);
+        let at = |millis| renewed_expiry(&key(10_000_000, 4_000_000), Time::from_millis(millis)).map(Time::millis);
         let rows = [
             (0, None),
-            (899_999, None),
-            (900_000, Some(1_400_000)),
-            (1_200_000, Some(1_400_000)),
-            (1_350_000, Some(1_800_000)),
-            (9_999_999, Some(10_200_000)),
+            (8_999_999, None),
+            (9_000_000, Some(14_000_000)),
+            (12_000_000, Some(14_000_000)),
+            (13_500_000, Some(18_000_000)),
+            (99_999_999, Some(102_000_000)),
         ];
         for (now, expected) in rows {
             assert_eq!(at(now), expected, "at {now}");
         }
-        let disabled = Key { status: KeyStatus::Disabled, ..key(0, 400_000) };
+        let disabled = Key { status: KeyStatus::Disabled, ..key(0, 4_000_000) };
         assert_eq!(renewed_expiry(&disabled, Time::from_millis(1)), None);
     }
 
     #[test]
     fn renewal_has_bounds_and_needs_an_expiry() {
         let some = Some(Time::from_millis(1));
-        assert!(require_renewal(Some(60_000), some).is_ok());
-        assert!(require_renewal(Some(59_999), some).is_err());
+        assert!(require_renewal(Some(3_600_000), some).is_ok());
+        assert!(require_renewal(Some(3_599_999), some).is_err());
         assert!(require_renewal(Some(i64::MAX), some).is_err());
-        assert!(require_renewal(Some(60_000), None).is_err());
+        assert!(require_renewal(Some(3_600_000), None).is_err());
     }
 
     #[test]
     fn the_audit_trail_keeps_what_changed_alone() {
-        let old = key(1, 60_000);
+        let old = key(1, 3_600_000);
         let new = Key { name: "n".to_owned(), ..old.clone() };
         assert_eq!(changes(&old, &new), r#"{"name":{"from":"k","to":"n"}}"#);
     }

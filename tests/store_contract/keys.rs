@@ -194,5 +194,5 @@ pub(crate) async fn renewals_are_found(store: SharedStore) {
     assert_eq!(found(later(34), 10).await, [key_id(1), key_id(2)]);
     assert_eq!(found(later(35), 10).await, [key_id(1), key_id(2), key_id(7)]);
     assert_eq!(found(later(35), 2).await.len(), 2);
-    assert_eq!(found(later(20), 10).await, []);
+    assert_eq!(found(later(14), 10).await, []);
 }
