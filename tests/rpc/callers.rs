@@ -310,7 +310,7 @@ async fn a_key_that_is_not_in_use_does_not_call() {
     }
 }
 
-/// None keeps the others, or itself later, from being served.
+/// None keeps the others, or itself later, from being answered.
 #[tokio::test]
 async fn many_calls_of_one_account_at_once_are_served_or_told_to_wait() {
     let server = Server::start().await;
@@ -322,14 +322,14 @@ async fn many_calls_of_one_account_at_once_are_served_or_told_to_wait() {
         })
         .collect();
     server.operator.get_account(GetAccountRequest { id: ACCOUNT.to_owned() }).await.unwrap();
-    let mut served = 0;
+    let mut answered = 0;
     for call in calls {
         match call.await.unwrap() {
-            Ok(_) => served += 1,
+            Ok(_) => answered += 1,
             Err(status) => assert_eq!(status.code(), Code::ResourceExhausted),
         }
     }
-    assert!(served > 0);
+    assert!(answered > 0);
     for _ in 0..40 {
         customer.list_keys(ListKeysRequest::default()).await.unwrap();
     }
