@@ -310,6 +310,31 @@ async fn a_key_that_is_not_in_use_does_not_call() {
     }
 }
 
+/// None keeps the others, or itself later, from being answered.
+#[tokio::test]
+async fn many_calls_of_one_account_at_once_are_served_or_told_to_wait() {
+    let server = Server::start().await;
+    let customer = server.caller_of(ACCOUNT, &[READ]).await;
+    let calls: Vec<_> = (0..200)
+        .map(|_| {
+            let client = customer.clone();
+            tokio::spawn(async move { client.list_keys(ListKeysRequest::default()).await })
+        })
+        .collect();
+    server.operator.get_account(GetAccountRequest { id: ACCOUNT.to_owned() }).await.unwrap();
+    let mut answered = 0;
+    for call in calls {
+        match call.await.unwrap() {
+            Ok(_) => answered += 1,
+            Err(status) => assert_eq!(status.code(), Code::ResourceExhausted),
+        }
+    }
+    assert!(answered > 0);
+    for _ in 0..40 {
+        customer.list_keys(ListKeysRequest::default()).await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn the_header_is_one_bearer() {
     let server = Server::start().await;

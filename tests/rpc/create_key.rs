@@ -188,6 +188,11 @@ async fn each_wrong_field_is_named() {
     // All that is wrong is told at once.
     let wrong = Key { name: String::new(), environment: 9, scopes: strings(&["x"]), ..key("k") };
     assert_eq!(invalid(create(&server, wrong).await), ["key.name", "key.environment", "key.scopes[0]"]);
+    // As far as it fits into the head of an answer.
+    let wrong = Key { scopes: vec!["x".to_owned(); 64], ..key("k") };
+    assert_eq!(invalid(create(&server, wrong).await), (0..8).map(|i| format!("key.scopes[{i}]")).collect::<Vec<_>>());
+    let wrong = Key { scopes: vec!["x".to_owned(); 20_000], ..key("k") };
+    assert_eq!(invalid(create(&server, wrong).await), ["key.scopes"]);
 }
 
 #[tokio::test]
