@@ -88,7 +88,7 @@ impl From<std::io::Error> for Failure {
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
         // A connection that breaks is UNKNOWN to tonic, as where the server wants a certificate.
-        let broke = status.source().is_some_and(|source| source.is::<tonic::transport::Error>());
+        let broke = status.source().is_some_and(<dyn Error>::is::<tonic::transport::Error>);
         let exit = if broke { Exit::Unavailable } else { exit(status.code()) };
         let mut message = match status.message() {
             "" => status.code().description().to_lowercase(),
