@@ -19,7 +19,7 @@ use tollgate::decision::quota::{Rule, State};
 use tollgate::decision::restriction::{Endpoint, endpoint_allowed};
 use tollgate::decision::secret::{Brand, Hasher, Shape};
 use tollgate::decision::window::{Calendar, window_at};
-use tollgate::decision::{AccountTerms, KeyPhase, KeyRecord, Request, authorize};
+use tollgate::decision::{AccountTerms, Expiry, KeyPhase, KeyRecord, Request, authorize};
 use tollgate::domain::{
     Account, AccountId, AccountStatus, Algorithm, EndpointPattern, Environment, KeyId, Limit, LimitName, Metadata,
     Period, Plan, PlanId, Policy, Restrictions, Revision, Scope, ScopeRef, SecretHash, Time, TimeZone, UNITS_MAX,
@@ -104,7 +104,7 @@ fn record(name: &str, policy: &Arc<Policy>) -> KeyRecord {
         name: name.into(),
         policy: Arc::clone(policy),
         metadata: None,
-        expire_time: None,
+        expiry: Expiry::new(None),
         previous: None,
         revision: Revision::new(1),
         environment: Environment::Live,
