@@ -44,7 +44,7 @@ impl Store for MemoryStore {
         Ok(Vec::new())
     }
 
-    async fn keys_to_renew(&self, _: Time, _: u32) -> Result<Vec<StoredKey>, StoreError> {
+    async fn keys_to_renew(&self, _: Time, _: i64, _: u32) -> Result<Vec<StoredKey>, StoreError> {
         Ok(Vec::new())
     }
 

@@ -64,7 +64,7 @@ pub fn usable(record: &KeyRecord, secret_expire_time: Option<Time>, now: Time) -
         Err(Verdict::Revoked)
     } else if over(secret_expire_time) {
         Err(Verdict::RotatedOut)
-    } else if over(record.expire_time) {
+    } else if over(record.expiry.time()) {
         Err(Verdict::Expired)
     } else if record.phase == KeyPhase::Disabled {
         Err(Verdict::Disabled)
@@ -95,6 +95,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::decision::Expiry;
     use crate::domain::{
         Account, AccountId, EndpointPattern, Plan, PlanId, Policy, ReferrerPattern, Restrictions, Revision, Scope,
         TimeZone,
@@ -145,7 +146,7 @@ mod tests {
             name: "k".into(),
             policy: Arc::new(Policy { scopes: scopes(&["tasks:read", "notes:*"]), ..Policy::default() }),
             metadata: None,
-            expire_time: None,
+            expiry: Expiry::new(None),
             previous: None,
             revision: Revision::ZERO,
             environment: Environment::Live,
@@ -234,7 +235,7 @@ mod tests {
                 5 => plan.api_access = false,
                 6 => account.status = AccountStatus::Suspended,
                 7 => record.phase = KeyPhase::Disabled,
-                8 => record.expire_time = Some(NOW),
+                8 => record.expiry = Expiry::new(Some(NOW)),
                 9 => secret_expire_time = Some(NOW),
                 _ => record.phase = KeyPhase::Revoked,
             }
@@ -247,7 +248,7 @@ mod tests {
 
     #[test]
     fn expiry_is_exclusive() {
-        let expiring = |time| KeyRecord { expire_time: Some(time), ..record() };
+        let expiring = |time| KeyRecord { expiry: Expiry::new(Some(time)), ..record() };
         assert_eq!(usable(&expiring(NOW), None, NOW), Err(Verdict::Expired));
         assert_eq!(usable(&expiring(NOW.plus_millis(1)), None, NOW), Ok(()));
         assert_eq!(usable(&record(), Some(NOW.plus_millis(1)), NOW), Ok(()));

@@ -13,5 +13,5 @@ mod record;
 mod terms;
 
 pub use authorize::{Request, authorize, grants, missing_scopes, usable};
-pub use record::{KeyPhase, KeyRecord, PreviousHash};
+pub use record::{Expiry, KeyPhase, KeyRecord, PreviousHash};
 pub use terms::{AccountTerms, Credits};

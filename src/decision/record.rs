@@ -14,7 +14,7 @@ pub struct KeyRecord {
     /// The owner's notes, where there are any.
     pub metadata: Option<Arc<Metadata>>,
     /// From when on it is refused.
-    pub expire_time: Option<Time>,
+    pub expiry: Expiry,
     /// The secret before the last rotation, where there was one.
     pub previous: Option<Arc<PreviousHash>>,
     /// The revision that wrote it.
@@ -23,6 +23,26 @@ pub struct KeyRecord {
     pub environment: Environment,
     /// In use, switched off, or ended.
     pub phase: KeyPhase,
+}
+
+/// From when on a key is refused, if ever; in half the space of an `Option`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expiry(Time);
+
+impl Expiry {
+    const NEVER: Time = Time::from_millis(i64::MAX);
+
+    /// At this time, or never.
+    #[must_use]
+    pub fn new(time: Option<Time>) -> Self {
+        Self(time.unwrap_or(Self::NEVER))
+    }
+
+    /// The time, if there is one.
+    #[must_use]
+    pub fn time(self) -> Option<Time> {
+        Some(self.0).filter(|time| *time != Self::NEVER)
+    }
 }
 
 /// A secret that a rotation replaced, and until when it verifies.
@@ -53,7 +73,7 @@ impl KeyRecord {
             name: key.name.as_str().into(),
             policy,
             metadata: (!key.metadata.is_empty()).then(|| Arc::new(key.metadata.clone())),
-            expire_time: key.expire_time,
+            expiry: Expiry::new(key.expire_time),
             previous,
             revision: key.revision,
             environment: key.environment,

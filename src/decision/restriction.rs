@@ -94,6 +94,10 @@ fn path_is_plain(path: &str) -> bool {
 /// Whether what is percent-encoded could not have stood there unencoded (RFC 3986, 6.2.2.2), separates nothing, and is
 /// not itself the sign of an escape.
 fn escapes_are_plain(path: &str) -> bool {
+    // Bytes that are no UTF-8 could be another spelling of what is refused below, for a server that reads them so.
+    if percent_encoding::percent_decode_str(path).decode_utf8().is_err() {
+        return false;
+    }
     path.split('%').skip(1).all(|escape| {
         let Some(byte) = escape.get(..2).and_then(|hex| u8::from_str_radix(hex, 16).ok()) else { return false };
         let unreserved = byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~');
@@ -242,6 +246,8 @@ mod tests {
             "/v1\\admin",
             "/v1/%61dmin",
             "/v1/%2561dmin",
+            "/v1/%c0%ae%c0%ae%c0%afadmin",
+            "/v1/%ff",
             "/v1/%zz",
             "/v1/%4",
             "/v1/a b",

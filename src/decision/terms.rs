@@ -73,6 +73,14 @@ impl AccountTerms {
         }
     }
 
+    /// Of the scopes that a key holds, what it may use: those that the plan allows, and where it holds a wider one than
+    /// the plan does, the plan's.
+    pub fn usable_scopes<'a>(&'a self, held: &'a [Scope]) -> impl Iterator<Item = &'a Scope> {
+        let allowed = held.iter().filter(|scope| self.allows(scope.as_ref()));
+        let narrower = |scope: &&Scope| scope.as_ref().is_granted_by(held) && !held.contains(scope);
+        allowed.chain(self.allowed_scopes.iter().filter(narrower))
+    }
+
     /// Whether the plan lets keys use this scope.
     pub(super) fn allows(&self, scope: ScopeRef<'_>) -> bool {
         self.allowed_scopes.is_empty() || scope.is_own() || scope.is_granted_by(&self.allowed_scopes)

@@ -6,12 +6,13 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::decision::restriction::ip_allowed;
 use crate::decision::{AccountTerms, KeyRecord, grants, usable};
 use crate::domain::{AccountId, AccountStatus, Environment, Key, KeyId, Restrictions, ScopeRef, Time, Verdict};
 
-use super::index::Found;
+use super::index::{AccountEntry, Found};
 use super::{Engine, Error};
 
 /// Who calls.
@@ -29,6 +30,8 @@ pub struct KeyCaller {
     /// The key.
     pub key_id: KeyId,
     found: Found,
+    /// Until when the secret that it was called with verifies: the key's own end, or that of a grace period.
+    expire_time: Option<Time>,
     record: Arc<KeyRecord>,
     terms: Arc<AccountTerms>,
 }
@@ -44,7 +47,9 @@ impl Engine {
         let (hash, found) = self.identify(credential).map_err(refused)?;
         let record = found.entry.record.load_full();
         let terms = Arc::clone(&found.entry.account.state.load().terms);
-        usable(&record, found.secret_expire_time(&hash, &record), now).map_err(refused)?;
+        let secret_expire_time = found.secret_expire_time(&hash, &record);
+        usable(&record, secret_expire_time, now).map_err(refused)?;
+        let expire_time = [record.expiry.time(), secret_expire_time].into_iter().flatten().min();
         if terms.status == AccountStatus::Suspended {
             return Err(refused(Verdict::AccountSuspended));
         }
@@ -57,7 +62,7 @@ impl Engine {
         if found.entry.is_first_touch_in(now) && found.entry.with_meter(|meter| meter.touch(peer, now)) {
             self.usage.enqueue(Arc::clone(&found.entry));
         }
-        Ok(Caller::Key(KeyCaller { key_id: found.entry.id, found, record, terms }))
+        Ok(Caller::Key(KeyCaller { key_id: found.entry.id, found, expire_time, record, terms }))
     }
 }
 
@@ -106,6 +111,17 @@ impl Caller {
         self.own_account().is_none_or(|own| own == account)
     }
 
+    /// A place among the calls of the caller's account that are under way, unless it has as many as it may. Operators
+    /// always have one.
+    #[must_use]
+    pub fn place(&self, calls_max: usize) -> Option<CallPlace> {
+        let Self::Key(caller) = self else { return Some(CallPlace(None)) };
+        let account = Arc::clone(&caller.found.entry.account);
+        let before = account.calls.fetch_add(1, Ordering::Relaxed);
+        let place = CallPlace(Some(account));
+        (before < calls_max || self.own_account().is_none()).then_some(place)
+    }
+
     /// The key that calls.
     pub(super) fn key(&self) -> Option<&KeyCaller> {
         match self {
@@ -128,6 +144,18 @@ impl Caller {
     }
 }
 
+/// A call under way, until it is dropped.
+#[derive(Debug)]
+pub struct CallPlace(Option<Arc<AccountEntry>>);
+
+impl Drop for CallPlace {
+    fn drop(&mut self) {
+        if let Some(account) = &self.0 {
+            account.calls.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
 impl KeyCaller {
     pub(super) fn found(&self) -> &Found {
         &self.found
@@ -139,7 +167,7 @@ impl KeyCaller {
         if own.environment == Environment::Test && key.environment == Environment::Live {
             return Err(wider("environment", "it is a test key"));
         }
-        if let Some(expire_time) = own.expire_time {
+        if let Some(expire_time) = self.expire_time {
             if key.expire_time.is_none_or(|time| time > expire_time) {
                 return Err(wider("expire_time", &format!("it expires at {expire_time}")));
             }
@@ -149,8 +177,9 @@ impl KeyCaller {
         }
         // What counts is what would apply: a key's limit takes the place of the plan's of the same name. The key is of the
         // caller's own account, so the same terms hold for both.
-        let limits = self.terms.limits_of(&key.policy);
-        for limit in self.terms.limits_of(&own.policy).iter() {
+        let terms = Arc::clone(&self.found.entry.account.state.load().terms);
+        let limits = terms.limits_of(&key.policy);
+        for limit in terms.limits_of(&own.policy).iter() {
             let tight = limits.iter().any(|other| other.continues(limit) && other.capacity <= limit.capacity);
             if !tight {
                 let why = format!("it is limited by `{}` to {} per {:?}", limit.name, limit.capacity, limit.period);

@@ -110,19 +110,22 @@ impl Engine {
         candidates.find_map(|hash| Some((hash, self.index.find(&hash)?))).ok_or(not_found)
     }
 
-    /// Holds the cost against the budgets. Record and terms are read again under the meter's lock, so that of two checks
-    /// at once none brings back limits that the other has seen replaced.
+    /// Holds the cost against the budgets. Record and terms are read again under the locks of the meters that they are
+    /// applied to, so that of two checks at once none brings back limits that the other has seen replaced.
     fn charge(&self, meter: &mut KeyMeter, entry: &KeyEntry, check: &Check<'_>, now: Time) -> Charge {
         let record = entry.record.load();
-        let terms = Arc::clone(&entry.account.state.load().terms);
-        meter.advance(&record.policy, &terms, now);
+        let terms = || Arc::clone(&entry.account.state.load().terms);
         let ceiling = self.options.key_checks_per_second;
-        let throttled = ceiling > 0 && check.consume && !meter.is_within_pace(ceiling, now);
+        let throttled = ceiling > 0 && !meter.is_within_pace(ceiling, now);
         let spend = check.consume && !throttled;
-        let mut charged = if terms.account_limits.is_empty() && terms.credits.is_none() {
+        let seen = terms();
+        let mut charged = if seen.account_limits.is_empty() && seen.credits.is_none() {
+            meter.advance(&record.policy, &seen, now);
             charge(meter, None, check.cost, spend, now)
         } else {
             let mut shared = entry.account.meter(record.environment);
+            let terms = terms();
+            meter.advance(&record.policy, &terms, now);
             shared.advance(&terms, record.environment, now);
             charge(meter, Some(&mut shared), check.cost, spend, now)
         };

@@ -61,7 +61,6 @@ impl Engine {
         mut rehearsal: Option<&mut Rehearsal>,
     ) -> Result<Vec<ImportOutcome>, Error> {
         caller.require("tollgate:keys:write")?;
-        let _changing = self.changing.lock().await;
         let now = self.clock.now();
         let mut outcomes: Vec<ImportOutcome> = Vec::with_capacity(rows.len());
         let mut candidates: Vec<Candidate> = Vec::with_capacity(rows.len());
@@ -160,6 +159,8 @@ impl Engine {
         let secret = |hash| StoredSecret { hash, pepper_id: None };
         let event =
             |key: &Key| AuditEvent { action: "key.import", subject: key.id.to_string(), details: created_details(key) };
+        // For one commit alone, so that an import never keeps a revocation waiting for longer than that.
+        let _changing = self.changing.lock().await;
         let commit = Commit {
             time: now,
             actor: caller.name(),

@@ -4,7 +4,7 @@
 //! they write is compared by revision, so that an older state never replaces a newer one.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -54,6 +54,8 @@ pub(super) struct AccountEntry {
     pub(super) state: ArcSwap<AccountState>,
     live: Mutex<AccountMeter>,
     test: Mutex<AccountMeter>,
+    /// Calls of its keys that wait for the store, or are in it.
+    pub(super) calls: AtomicUsize,
 }
 
 /// What can change about an account.
@@ -67,7 +69,7 @@ pub(super) struct AccountState {
 impl AccountEntry {
     fn new(account: Account, plan: Arc<Plan>) -> Self {
         let state = ArcSwap::from_pointee(AccountState::new(account, plan));
-        Self { state, live: Mutex::default(), test: Mutex::default() }
+        Self { state, live: Mutex::default(), test: Mutex::default(), calls: AtomicUsize::new(0) }
     }
 
     /// The meter that the keys of one environment share.
@@ -126,6 +128,11 @@ impl Index {
             revision: AtomicI64::new(0),
             revision_watch: watch::Sender::new(Revision::ZERO),
         }
+    }
+
+    /// Makes room for so many secrets.
+    pub(super) fn reserve(&self, secrets: usize) {
+        self.secrets.pin().reserve(secrets);
     }
 
     /// The key that a secret with this hash is, or was, of.

@@ -17,8 +17,10 @@ use super::{COMMIT_TRIES_MAX, Caller, Engine, Error, commit_error};
 
 /// Longest time for which an old secret may go on after a rotation: 90 days.
 const GRACE_MILLIS_MAX: i64 = 90 * 86_400_000;
+/// The end of a secret that has no grace.
+const ENDED: Time = Time::from_millis(0);
 /// Shortest and longest time by which a key may renew itself.
-const RENEWAL_MILLIS: std::ops::RangeInclusive<i64> = 60_000..=3_650 * 86_400_000;
+const RENEWAL_MILLIS: std::ops::RangeInclusive<i64> = 3_600_000..=3_650 * 86_400_000;
 /// A key renews itself when a quarter of its period is left, or this if it is less.
 const RENEWAL_LEAD_MILLIS_MAX: i64 = 86_400_000;
 
@@ -164,8 +166,9 @@ impl Engine {
             let (secret, prefix) = self.draw_secret(stored.key.environment)?;
             let (hash, pepper_id) = self.hasher.hash_new(&secret);
             made = Some(secret);
-            let previous =
-                PreviousSecret { prefix: stored.key.prefix.clone(), expire_time: now.plus_millis(grace_millis) };
+            // Without grace it is over whatever the clock says, also when it is set back.
+            let expire_time = if grace_millis == 0 { ENDED } else { now.plus_millis(grace_millis) };
+            let previous = PreviousSecret { prefix: stored.key.prefix.clone(), expire_time };
             let details = json!({ "grace_millis": grace_millis, "prefix": prefix, "previous_prefix": previous.prefix });
             let key = Key {
                 prefix,
@@ -203,29 +206,39 @@ impl Engine {
         }
     }
 
-    /// Extends the expiry of every key that renews itself and is due. Returns how many.
+    /// Extends the expiry of every key that renews itself and is due. Returns how many. A key that can't be is no reason to
+    /// leave out the others.
     pub async fn renew_keys(&self) -> Result<usize, Error> {
         const ROWS_MAX: u32 = 500;
-        let now = self.clock.now();
-        let due = self.read(self.store.keys_to_renew(now.plus_millis(RENEWAL_LEAD_MILLIS_MAX), ROWS_MAX)).await?;
         let mut renewed = 0;
-        for stored in due {
-            let id = stored.key.id;
-            if renewed_expiry(&stored.key, now).is_none() {
-                continue;
+        loop {
+            let now = self.clock.now();
+            let due = self.read(self.store.keys_to_renew(now, RENEWAL_LEAD_MILLIS_MAX, ROWS_MAX)).await?;
+            let mut of_these = 0;
+            for stored in &due {
+                match self.renew_key(stored.key.id).await {
+                    Ok(()) => of_these += 1,
+                    Err(error @ Error::Unavailable(_)) => return Err(error),
+                    Err(error) => tracing::error!(%error, key = %stored.key.id, "a key could not renew itself"),
+                }
             }
-            let change = |stored: &StoredKey, now: Time| {
-                let expire_time = renewed_expiry(&stored.key, now);
-                let key =
-                    Key { expire_time: expire_time.or(stored.key.expire_time), update_time: now, ..stored.key.clone() };
-                let event =
-                    AuditEvent { action: "key.renew", subject: id.to_string(), details: changes(&stored.key, &key) };
-                Ok(Change { key, new_secret: None, guards: Vec::new(), event })
-            };
-            self.change_key(&Caller::System, id, None, change).await?;
-            renewed += 1;
+            renewed += of_these;
+            if of_these == 0 || due.len() < usize::try_from(ROWS_MAX).unwrap_or(usize::MAX) {
+                return Ok(renewed);
+            }
         }
-        Ok(renewed)
+    }
+
+    async fn renew_key(&self, id: KeyId) -> Result<(), Error> {
+        let change = |stored: &StoredKey, now: Time| {
+            let expire_time = renewed_expiry(&stored.key, now);
+            let key =
+                Key { expire_time: expire_time.or(stored.key.expire_time), update_time: now, ..stored.key.clone() };
+            let details = changes(&stored.key, &key);
+            let event = AuditEvent { action: "key.renew", subject: id.to_string(), details };
+            Ok(Change { key, new_secret: None, guards: Vec::new(), event })
+        };
+        self.change_key(&Caller::System, id, None, change).await.map(drop)
     }
 
     /// Reads a key, lets `change` say what shall become of it, commits that and puts it into the index; again where
@@ -417,7 +430,7 @@ fn require_renewal(auto_renew_millis: Option<i64>, expire_time: Option<Time>) ->
     if !RENEWAL_MILLIS.contains(&millis) {
         return Err(Error::invalid(
             "key.auto_renew.period",
-            "must be between 1 minute (60s) and 10 years (315360000s)",
+            "must be between 1 hour (3600s) and 10 years (315360000s)",
         ));
     }
     if expire_time.is_none() {
@@ -544,34 +557,34 @@ mod tests {
 
     #[test]
     fn a_key_renews_itself_when_a_quarter_is_left() {
-        let at = |millis| renewed_expiry(&key(1_000_000, 400_000), Time::from_millis(millis)).map(Time::millis);
+        let at = |millis| renewed_expiry(&key(10_000_000, 4_000_000), Time::from_millis(millis)).map(Time::millis);
         let rows = [
             (0, None),
-            (899_999, None),
-            (900_000, Some(1_400_000)),
-            (1_200_000, Some(1_400_000)),
-            (1_350_000, Some(1_800_000)),
-            (9_999_999, Some(10_200_000)),
+            (8_999_999, None),
+            (9_000_000, Some(14_000_000)),
+            (12_000_000, Some(14_000_000)),
+            (13_500_000, Some(18_000_000)),
+            (99_999_999, Some(102_000_000)),
         ];
         for (now, expected) in rows {
             assert_eq!(at(now), expected, "at {now}");
         }
-        let disabled = Key { status: KeyStatus::Disabled, ..key(0, 400_000) };
+        let disabled = Key { status: KeyStatus::Disabled, ..key(0, 4_000_000) };
         assert_eq!(renewed_expiry(&disabled, Time::from_millis(1)), None);
     }
 
     #[test]
     fn renewal_has_bounds_and_needs_an_expiry() {
         let some = Some(Time::from_millis(1));
-        assert!(require_renewal(Some(60_000), some).is_ok());
-        assert!(require_renewal(Some(59_999), some).is_err());
+        assert!(require_renewal(Some(3_600_000), some).is_ok());
+        assert!(require_renewal(Some(3_599_999), some).is_err());
         assert!(require_renewal(Some(i64::MAX), some).is_err());
-        assert!(require_renewal(Some(60_000), None).is_err());
+        assert!(require_renewal(Some(3_600_000), None).is_err());
     }
 
     #[test]
     fn the_audit_trail_keeps_what_changed_alone() {
-        let old = key(1, 60_000);
+        let old = key(1, 3_600_000);
         let new = Key { name: "n".to_owned(), ..old.clone() };
         assert_eq!(changes(&old, &new), r#"{"name":{"from":"k","to":"n"}}"#);
     }

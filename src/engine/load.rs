@@ -54,6 +54,10 @@ impl Engine {
     /// Puts a part in. Returns how many records had no place.
     fn put(&self, part: Loaded) -> usize {
         match part {
+            Loaded::SecretsExpected(secrets) => {
+                self.index.reserve(secrets);
+                0
+            }
             Loaded::Plans(plans) => {
                 for plan in plans {
                     self.index.put_plan(plan);

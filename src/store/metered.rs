@@ -67,8 +67,13 @@ impl Store for MeteredStore {
         self.read("keys", self.inner.keys(query)).await
     }
 
-    async fn keys_to_renew(&self, time: Time, rows_max: u32) -> Result<Vec<StoredKey>, StoreError> {
-        self.read("keys_to_renew", self.inner.keys_to_renew(time, rows_max)).await
+    async fn keys_to_renew(
+        &self,
+        now: Time,
+        lead_millis_max: i64,
+        rows_max: u32,
+    ) -> Result<Vec<StoredKey>, StoreError> {
+        self.read("keys_to_renew", self.inner.keys_to_renew(now, lead_millis_max, rows_max)).await
     }
 
     async fn account(&self, id: &AccountId) -> Result<Option<Account>, StoreError> {

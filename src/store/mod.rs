@@ -39,7 +39,7 @@ pub trait Store: std::fmt::Debug + Send + Sync {
     /// Makes all of these changes durable, or none. Returns the revision at which they exist.
     async fn commit(&self, commit: Commit) -> Result<Revision, CommitError>;
 
-    /// Sends a consistent snapshot of all that a check needs: plans, then accounts, then keys in any order, then retired
+    /// Sends a consistent snapshot of all that a check needs: how much it is, plans, then accounts, then keys in any order, then retired
     /// secrets; returns the revision of which it is the state. Ends early, without error, where the receiver is gone.
     async fn load(&self, sink: mpsc::Sender<Loaded>) -> Result<Revision, StoreError>;
 
@@ -49,8 +49,10 @@ pub trait Store: std::fmt::Debug + Send + Sync {
     /// Keys in the order of their ids, from the first after `query.after`, at most `query.rows_max`.
     async fn keys(&self, query: &KeyQuery) -> Result<Vec<StoredKey>, StoreError>;
 
-    /// Keys that are ACTIVE, renew themselves and expire before `time`, at most `rows_max`.
-    async fn keys_to_renew(&self, time: Time, rows_max: u32) -> Result<Vec<StoredKey>, StoreError>;
+    /// Keys that are ACTIVE, renew themselves and have no more left than a quarter of their period, or `lead_millis_max` if
+    /// that is less; those that expire first, at most `rows_max`.
+    async fn keys_to_renew(&self, now: Time, lead_millis_max: i64, rows_max: u32)
+    -> Result<Vec<StoredKey>, StoreError>;
 
     /// An account by its id.
     async fn account(&self, id: &AccountId) -> Result<Option<Account>, StoreError>;
@@ -198,6 +200,9 @@ pub struct KeyQuery {
 /// A part of the snapshot that the index is made from.
 #[derive(Debug)]
 pub enum Loaded {
+    /// How many secrets will come, about, so that room for them can be made at once: a map that grows as they come ends up
+    /// a third larger. Sent first.
+    SecretsExpected(usize),
     /// Plans.
     Plans(Vec<Plan>),
     /// Accounts. Their plans have been sent before.

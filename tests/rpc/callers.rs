@@ -9,6 +9,7 @@ use tonic::{Code, Status as Refusal};
 
 use crate::client::Client;
 use crate::harness::{ACCOUNT, OTHER_ACCOUNT, PLAN, Server, account, key, of, plan, reason, refused, strings};
+use crate::wire;
 
 const CHECK: &str = "tollgate:check";
 const READ: &str = "tollgate:keys:read";
@@ -146,6 +147,26 @@ async fn every_call_takes_a_caller() {
 }
 
 #[tokio::test]
+async fn a_message_that_does_not_decode_is_refused_by_every_call() {
+    let server = Server::start().await;
+    for call in calls() {
+        let path = format!("/tollgate.v1.{}", call.name);
+        let status = refused(wire::call(&server, &path, b"\x0a\x20abc").await, Code::InvalidArgument);
+        assert!(status.message().contains("decode"), "{status:?}");
+    }
+}
+
+#[tokio::test]
+async fn who_may_call_is_asked_before_what() {
+    let server = Server::start().await;
+    // This would have to wait, for good.
+    let request = CheckKeyRequest { min_revision: i64::MAX, cost: Some(-1), ..of("x") };
+    refused(server.anonymous().check_key(request.clone()).await, Code::Unauthenticated);
+    let reader = server.caller_of(ACCOUNT, &[READ]).await;
+    refused(reader.check_key(request).await, Code::PermissionDenied);
+}
+
+#[tokio::test]
 async fn every_call_takes_its_scope_and_no_other() {
     let server = Server::start().await;
     let ids = ids(&server).await;
@@ -154,6 +175,8 @@ async fn every_call_takes_its_scope_and_no_other() {
             let enough = server.caller_of("acct_operator", &[scope]).await;
             let result = (call.make)(&enough, &ids).await;
             assert!(let_through(&result), "{} with {scope}: {result:?}", call.name);
+            let unimplemented = result.is_err_and(|status| status.code() == Code::Unimplemented);
+            assert_eq!(unimplemented, call.name == "KeyService/RefundCheck", "{}", call.name);
         }
         // All others, and the widest of an application's own.
         let mut others: Vec<&str> = ALL.into_iter().filter(|scope| !call.scopes.contains(scope)).collect();
@@ -227,6 +250,8 @@ async fn what_is_of_another_tenant_is_as_if_it_were_not_there() {
     assert_eq!(answer, unknown);
     assert_eq!(answer.verdict(), Verdict::Unknown);
     assert!(server.check(&other.secret).await.allowed);
+    let (_, own) = server.plain_key("own").await;
+    assert!(customer.check_key(of(&own)).await.unwrap().allowed);
     let own = customer.list_accounts(ListAccountsRequest::default()).await.unwrap().accounts;
     assert_eq!(own.iter().map(|account| account.id.as_str()).collect::<Vec<_>>(), [ACCOUNT]);
     let own = customer.list_plans(ListPlansRequest::default()).await.unwrap().plans;
@@ -259,6 +284,10 @@ async fn a_key_that_is_not_in_use_does_not_call() {
     let (_, denied) = made("elsewhere", Key { restrictions: elsewhere("192.0.2.1"), ..key("") }).await;
     let (_, here) = made("here", Key { restrictions: elsewhere("127.0.0.0/8"), ..key("") }).await;
     let (_, plain) = made("plain", key("")).await;
+    server.plan(plan("closing")).await;
+    server.account(account("acct_c", "closing")).await;
+    let (_, closed) = made("closed", Key { account_id: "acct_c".to_owned(), ..key("") }).await;
+    server.change_plan(Plan { api_access: false, ..plan("closing") }, &["api_access"]).await;
     server.advance(1);
     let rows = [
         (revoked.as_str(), "REVOKED"),
@@ -266,6 +295,7 @@ async fn a_key_that_is_not_in_use_does_not_call() {
         (&expired, "EXPIRED"),
         (&disabled, "DISABLED"),
         (&suspended, "ACCOUNT_SUSPENDED"),
+        (&closed, "PLAN_DENIED"),
         (&denied, "IP_DENIED"),
         ("not-a-key", "UNKNOWN"),
         ("sk_live_damaged", "MALFORMED"),
@@ -277,6 +307,31 @@ async fn a_key_that_is_not_in_use_does_not_call() {
     }
     for secret in [&here, &plain] {
         server.caller(secret).get_self(GetSelfRequest {}).await.unwrap();
+    }
+}
+
+/// None keeps the others, or itself later, from being answered.
+#[tokio::test]
+async fn many_calls_of_one_account_at_once_are_served_or_told_to_wait() {
+    let server = Server::start().await;
+    let customer = server.caller_of(ACCOUNT, &[READ]).await;
+    let calls: Vec<_> = (0..200)
+        .map(|_| {
+            let client = customer.clone();
+            tokio::spawn(async move { client.list_keys(ListKeysRequest::default()).await })
+        })
+        .collect();
+    server.operator.get_account(GetAccountRequest { id: ACCOUNT.to_owned() }).await.unwrap();
+    let mut answered = 0;
+    for call in calls {
+        match call.await.unwrap() {
+            Ok(_) => answered += 1,
+            Err(status) => assert_eq!(status.code(), Code::ResourceExhausted),
+        }
+    }
+    assert!(answered > 0);
+    for _ in 0..40 {
+        customer.list_keys(ListKeysRequest::default()).await.unwrap();
     }
 }
 

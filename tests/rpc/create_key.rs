@@ -154,7 +154,7 @@ async fn each_wrong_field_is_named() {
         (within(|r| r.allowed_referrers = strings(&["https://a.b"])), "key.restrictions.allowed_referrers[0]"),
         (within(|r| r.allowed_endpoints = strings(&["get /v1"])), "key.restrictions.allowed_endpoints[0]"),
         (within(|r| r.allowed_endpoints = strings(&["GET /**/x"])), "key.restrictions.allowed_endpoints[0]"),
-        (within(|r| r.allowed_ips = (0..65).map(|i| format!("10.0.0.{i}")).collect()), "key.restrictions"),
+        (within(|r| r.allowed_ips = (0..65).map(|i| format!("10.0.0.{i}")).collect()), "key.restrictions.allowed_ips"),
         (limits(vec![limit("L", 1, Period::Hour)]), "key.limits[0]"),
         (limits(vec![limit("", 1, Period::Hour)]), "key.limits[0]"),
         (limits(vec![hour(), limit("neg", -1, Period::Hour)]), "key.limits[1]"),
@@ -188,6 +188,11 @@ async fn each_wrong_field_is_named() {
     // All that is wrong is told at once.
     let wrong = Key { name: String::new(), environment: 9, scopes: strings(&["x"]), ..key("k") };
     assert_eq!(invalid(create(&server, wrong).await), ["key.name", "key.environment", "key.scopes[0]"]);
+    // As far as it fits into the head of an answer.
+    let wrong = Key { scopes: vec!["x".to_owned(); 64], ..key("k") };
+    assert_eq!(invalid(create(&server, wrong).await), (0..8).map(|i| format!("key.scopes[{i}]")).collect::<Vec<_>>());
+    let wrong = Key { scopes: vec!["x".to_owned(); 20_000], ..key("k") };
+    assert_eq!(invalid(create(&server, wrong).await), ["key.scopes"]);
 }
 
 #[tokio::test]
@@ -221,6 +226,11 @@ async fn names_differ_among_the_keys_of_an_account_that_are_not_revoked() {
     server.change_key(disabled, &["status"]).await;
     refused(create(&server, key("taken")).await, Code::AlreadyExists);
     server.revoke(&id).await;
+    let again = Key { expire_time: server.in_seconds(1), ..key("taken") };
+    let again = create(&server, again).await.unwrap().key.unwrap().id;
+    server.advance(1);
+    refused(create(&server, key("taken")).await, Code::AlreadyExists);
+    server.revoke(&again).await;
     create(&server, key("taken")).await.unwrap();
 }
 

@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 
 use prost_types::Timestamp;
+use tollgate::decision::Request;
+use tollgate::domain;
+use tollgate::engine::Check;
 use tollgate::proto::v1::{Environment as E, Granularity as G, *};
 use tonic::Code;
 
@@ -181,6 +184,42 @@ async fn test_checks_charge_no_credits() {
     server.ask(CheckKeyRequest { cost: Some(5), ..of(&test) }).await;
     let totals = usage(&server, of_account(ACCOUNT)).await.totals.unwrap();
     assert_eq!((totals.allowed, totals.credits), (1, 0));
+}
+
+#[tokio::test]
+async fn credits_that_are_not_counted_are_not_charged() {
+    let server = Server::start().await;
+    let (_, secret) = server.plain_key("k").await;
+    server.ask(CheckKeyRequest { cost: Some(5), ..of(&secret) }).await;
+    let totals = usage(&server, of_account(ACCOUNT)).await.totals.unwrap();
+    assert_eq!((totals.allowed, totals.credits), (1, 0));
+}
+
+#[tokio::test]
+async fn an_answer_of_too_many_buckets_is_refused() {
+    let server = Server::start().await;
+    let mut secrets = Vec::new();
+    for i in 0..14 {
+        secrets.push(server.plain_key(&format!("k{i}")).await.1);
+    }
+    let start_time = Some(server.now());
+    // 14 keys in 744 hours.
+    for _ in 0..31 * 24 {
+        for secret in &secrets {
+            let check = Check { credential: secret, request: Request::default(), cost: 1, consume: true, within: None };
+            assert_eq!(server.engine.check(&check, server.engine.clock().now()).verdict, domain::Verdict::Allowed);
+        }
+        server.advance(3_600);
+    }
+    let end_time = Some(server.now());
+    let request = GetUsageRequest { start_time, end_time, granularity: G::Hour.into(), ..of_account(ACCOUNT) };
+    let by_key = GetUsageRequest { group_by_key: true, ..request };
+    server.flush().await;
+    assert_eq!(invalid(server.operator.get_usage(by_key.clone()).await), ["granularity"]);
+    let by_day = GetUsageRequest { granularity: G::Day.into(), ..by_key.clone() };
+    assert_eq!(usage(&server, by_day).await.totals.unwrap().requests, 744 * 14);
+    let together = GetUsageRequest { group_by_key: false, ..by_key };
+    assert_eq!(usage(&server, together).await.buckets.len(), 744);
 }
 
 #[tokio::test]

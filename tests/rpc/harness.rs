@@ -3,7 +3,6 @@
 //! A server starts with the plan `basic`, which bounds nothing, and the accounts `acct_a` and `acct_b` on it.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -38,6 +37,7 @@ pub(crate) const OTHER_ACCOUNT: &str = "acct_b";
 pub(crate) const PLAN: &str = "basic";
 /// When every server starts: a Tuesday.
 pub(crate) const START: &str = "2026-03-10T12:00:00Z";
+const DATABASE: &str = "tollgate.db";
 /// Largest message but those of an import.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 64 << 10;
 /// Largest message of an import.
@@ -72,9 +72,9 @@ pub(crate) struct Server {
     callers: AtomicUsize,
     serving: Arc<AtomicBool>,
     metrics: Arc<Metrics>,
-    database: PathBuf,
-    _handle: ServerHandle,
-    _folder: TempDir,
+    store: SharedStore,
+    handle: ServerHandle,
+    folder: TempDir,
 }
 
 impl Server {
@@ -83,19 +83,45 @@ impl Server {
     }
 
     pub(crate) async fn start_with(settings: Settings) -> Self {
-        let Settings { key_checks_per_second, check_needs_caller, http_statuses, reflection } = settings;
         let folder = tempfile::tempdir().unwrap();
-        let database = folder.path().join("tollgate.db");
         let (clock, hands) = Clock::manual(time(START));
-        let store: SharedStore = Arc::new(SqliteStore::open(&database, OpenMode::Create).await.unwrap());
-        let options = Options { key_checks_per_second, ..Options::default() };
-        let engine = Arc::new(Engine::new(store, clock, options));
-        engine.load().await.unwrap();
-        let bootstrapped = engine.bootstrap(false).await.unwrap();
+        let served = Self::serve(folder, (clock, hands), settings, None).await;
+        served.plan(plan(PLAN)).await;
+        served.account(account(ACCOUNT, PLAN)).await;
+        served.account(account(OTHER_ACCOUNT, PLAN)).await;
+        served
+    }
 
+    /// Stops it, and starts another on what it left.
+    pub(crate) async fn restart(self, settings: Settings) -> Self {
+        let Self { engine, clock, operator_key_id, operator_secret, store, handle, folder, .. } = self;
+        handle.shutdown().await;
+        store.close().await;
+        let clock = (engine.clock().clone(), clock);
+        Self::serve(folder, clock, settings, Some((operator_key_id, operator_secret))).await
+    }
+
+    async fn serve(
+        folder: TempDir,
+        (clock, hands): (Clock, ManualClock),
+        settings: Settings,
+        operator: Option<(String, String)>,
+    ) -> Self {
+        let Settings { key_checks_per_second, check_needs_caller, http_statuses, reflection } = settings;
+        let store = SqliteStore::open(&folder.path().join(DATABASE), OpenMode::Create).await.unwrap();
+        let store: SharedStore = Arc::new(store);
+        let options = Options { key_checks_per_second, ..Options::default() };
+        let engine = Arc::new(Engine::new(Arc::clone(&store), clock, options));
+        engine.load().await.unwrap();
+        let (operator_key_id, operator_secret) = if let Some(operator) = operator {
+            operator
+        } else {
+            let made = engine.bootstrap(false).await.unwrap();
+            (made.key.id.to_string(), made.secret.expose_secret().to_owned())
+        };
         let metrics = Arc::new(Metrics::new());
         let serving = Arc::new(AtomicBool::new(true));
-        let (reporter, health) = tonic_health::server::health_reporter();
+        let (health, health_service) = tonic_health::server::health_reporter();
         let api = Arc::new(Api {
             engine: Arc::clone(&engine),
             metrics: Arc::clone(&metrics),
@@ -107,30 +133,27 @@ impl Server {
             import_message_bytes_max: IMPORT_MESSAGE_BYTES_MAX,
             reflection,
         });
-        let options =
-            ServerOptions { addr: ([127, 0, 0, 1], 0).into(), workers: 1, classify, ..ServerOptions::default() };
-        let handle = server::start(options, Arc::clone(&metrics), move || Router::new(&api, health.clone())).unwrap();
+        let addr = ([127, 0, 0, 1], 0).into();
+        let options = ServerOptions { addr, workers: 1, classify, ..ServerOptions::default() };
+        let router = move || Router::new(&api, health_service.clone());
+        let handle = server::start(options, Arc::clone(&metrics), router).unwrap();
         let endpoint = Endpoint::from_shared(format!("http://{}", handle.local_addr())).unwrap();
         let channel = endpoint.connect().await.unwrap();
-        let started = Self {
-            operator: Client::new(channel.clone(), &[bootstrapped.secret.expose_secret()]),
-            operator_key_id: bootstrapped.key.id.to_string(),
-            operator_secret: bootstrapped.secret.expose_secret().to_owned(),
+        Self {
+            operator: Client::new(channel.clone(), &[&operator_secret]),
             engine,
             clock: hands,
             channel,
-            health: reporter,
+            operator_key_id,
+            operator_secret,
+            health,
             callers: AtomicUsize::new(1),
             serving,
             metrics,
-            database,
-            _handle: handle,
-            _folder: folder,
-        };
-        started.plan(plan(PLAN)).await;
-        started.account(account(ACCOUNT, PLAN)).await;
-        started.account(account(OTHER_ACCOUNT, PLAN)).await;
-        started
+            store,
+            handle,
+            folder,
+        }
     }
 
     /// A client that calls with this key.
@@ -245,7 +268,7 @@ impl Server {
 
     /// What stands in the database file, in text.
     pub(crate) async fn rows(&self, sql: &'static str) -> Vec<Vec<String>> {
-        let options = SqliteConnectOptions::new().filename(&self.database).read_only(true);
+        let options = SqliteConnectOptions::new().filename(self.folder.path().join(DATABASE)).read_only(true);
         let mut connection = options.connect().await.unwrap();
         let rows: Vec<SqliteRow> = sqlx::query(sql).fetch_all(&mut connection).await.unwrap();
         rows.iter().map(|row| (0..row.len()).map(|column| row.get::<String, _>(column)).collect()).collect()
@@ -253,7 +276,7 @@ impl Server {
 
     /// The files of the database, one after the other.
     pub(crate) fn database_bytes(&self) -> Vec<u8> {
-        let files = ["", "-wal"].map(|suffix| format!("{}{suffix}", self.database.display()));
+        let files = ["", "-wal"].map(|suffix| self.folder.path().join(format!("{DATABASE}{suffix}")));
         files.iter().flat_map(|file| std::fs::read(file).unwrap_or_default()).collect()
     }
 }

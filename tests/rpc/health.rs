@@ -1,5 +1,6 @@
 //! The standard health service, beside those of the contract.
 
+use tollgate::transport::grpc::SERVICES;
 use tonic::Code;
 use tonic_health::ServingStatus;
 use tonic_health::pb::HealthCheckRequest;
@@ -16,7 +17,7 @@ fn of(service: &str) -> HealthCheckRequest {
 async fn it_is_told_for_each_service_and_to_anybody() {
     let server = Server::start().await;
     let mut client = HealthClient::new(server.channel.clone());
-    for service in ["", "tollgate.v1.KeyService", "tollgate.v1.AccountService", "tollgate.v1.PlanService"] {
+    for service in [""].into_iter().chain(SERVICES) {
         for (status, expected) in
             [(ServingStatus::NotServing, Wire::NotServing), (ServingStatus::Serving, Wire::Serving)]
         {

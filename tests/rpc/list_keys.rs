@@ -1,5 +1,6 @@
 //! `ListKeys`.
 
+use prost::Message as _;
 use tollgate::proto::v1::*;
 use tonic::Code;
 
@@ -78,6 +79,32 @@ async fn the_size_of_a_page_has_bounds() {
         let request = ListKeysRequest { page_size, ..of_account(ACCOUNT) };
         assert_eq!(invalid(server.operator.list_keys(request).await), ["page_size"]);
     }
+}
+
+#[tokio::test]
+async fn a_page_of_large_keys_ends_before_it_is_too_large_for_a_client() {
+    let server = Server::start().await;
+    let large = |i: usize| Key {
+        description: "🔑".repeat(1_000),
+        metadata: (0..16).map(|n| (format!("{n:040}"), "🔑".repeat(200))).collect(),
+        scopes: (0..64).map(|n| format!("{}:{n:04}", "s".repeat(95))).collect(),
+        restrictions: Some(Restrictions {
+            allowed_endpoints: (0..64).map(|n| format!("GET /{n:02}{}", "x".repeat(280))).collect(),
+            ..Restrictions::default()
+        }),
+        ..key(&format!("k{i:03}"))
+    };
+    let rows = (0..150).map(|i| ImportKeysRequest {
+        dry_run: false,
+        key: Some(ImportedKey { hash: format!("{i:064x}"), key: Some(large(i)) }),
+    });
+    assert_eq!(server.operator.import_keys(rows.collect()).await.unwrap().imported, 150);
+    let request = ListKeysRequest { page_size: 1_000, ..of_account(ACCOUNT) };
+    let first = server.operator.list_keys(request.clone()).await.unwrap();
+    assert!(first.encoded_len() < 4 << 20 && first.keys.len() > 10, "{} keys", first.keys.len());
+    let pages = pages(&server.operator, request).await;
+    assert!(pages.len() > 1);
+    assert_eq!(pages.concat(), (0..150).map(|i| format!("k{i:03}")).collect::<Vec<_>>());
 }
 
 #[tokio::test]

@@ -25,6 +25,7 @@ mod list_plans;
 mod privileges;
 mod reflection;
 mod refund_check;
+mod restart;
 mod revoke_key;
 mod rotate_key;
 mod update_account;

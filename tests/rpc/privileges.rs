@@ -74,7 +74,7 @@ async fn a_plans_narrowing_narrows_what_can_be_given_on() {
 async fn expiry() {
     let server = Server::start().await;
     let (_, client) = caller(&server, Key { expire_time: server.in_seconds(600), ..key("") }).await;
-    let minute = Some(AutoRenew { period: Some(prost_types::Duration { seconds: 60, nanos: 0 }) });
+    let minute = Some(AutoRenew { period: Some(prost_types::Duration { seconds: 3_600, nanos: 0 }) });
     create(&client, Key { expire_time: server.in_seconds(600), ..key("a") }).await.unwrap();
     create(&client, Key { expire_time: server.in_seconds(60), ..key("b") }).await.unwrap();
     let rows = [
@@ -109,6 +109,24 @@ async fn limits() {
             assert_eq!(wider(result), "limits", "row {place}");
         }
     }
+}
+
+#[tokio::test]
+async fn limits_of_the_plan_cannot_be_replaced_by_wider_ones() {
+    let server = Server::start().await;
+    let change = Plan { id: "basic".to_owned(), key_limits: vec![limit("l", 10, Period::Hour)], ..Plan::default() };
+    server.change_plan(change, &["key_limits"]).await;
+    let (id, client) = caller(&server, key("")).await;
+    create(&client, key("as it is")).await.unwrap();
+    create(&client, Key { limits: vec![limit("l", 9, Period::Hour)], ..key("narrower") }).await.unwrap();
+    for wide in [limit("l", 11, Period::Hour), limit("l", 10, Period::Minute)] {
+        assert_eq!(wider(create(&client, Key { limits: vec![wide.clone()], ..key("wider") }).await), "limits");
+        let change = Key { id: id.clone(), limits: vec![wide], ..Key::default() };
+        let update = UpdateKeyRequest { key: Some(change), update_mask: mask(&["limits"]) };
+        assert_eq!(wider(client.update_key(update).await), "limits");
+    }
+    // An operator may.
+    server.key(Key { limits: vec![limit("l", 11, Period::Hour)], ..key("by the operator") }).await;
 }
 
 #[tokio::test]
@@ -262,4 +280,81 @@ async fn an_import_is_no_detour() {
     assert_eq!((answer.imported, answer.failed), (1, 2));
     assert!(answer.errors[0].message.contains("key.scopes"), "{answer:?}");
     assert!(answer.errors[1].message.contains("key.expire_time"), "{answer:?}");
+}
+
+#[tokio::test]
+async fn the_plans_limits_bound_what_can_be_given_on_too() {
+    let server = Server::start().await;
+    let change = Plan { id: "basic".to_owned(), key_limits: vec![limit("per-day", 3, Period::Day)], ..Plan::default() };
+    server.change_plan(change, &["key_limits"]).await;
+    let (own_id, client) = caller(&server, key("")).await;
+    create(&client, key("as the plan has it")).await.unwrap();
+    let tight = Key { limits: vec![limit("per-day", 2, Period::Day)], ..key("tight") };
+    create(&client, tight).await.unwrap();
+    for (name, wide) in
+        [("more", limit("per-day", 4, Period::Day)), ("another period", limit("per-day", 3, Period::Minute))]
+    {
+        let new = Key { limits: vec![wide.clone()], ..key(name) };
+        assert_eq!(wider(create(&client, new).await), "limits", "{name}");
+        let own = Key { id: own_id.clone(), limits: vec![wide], ..Key::default() };
+        let change = UpdateKeyRequest { key: Some(own), update_mask: mask(&["limits"]) };
+        assert_eq!(wider(client.update_key(change).await), "limits", "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_secret_in_its_grace_period_makes_nothing_that_outlives_it() {
+    let server = Server::start().await;
+    let made = server.key(Key { scopes: strings(&[WRITE]), ..key("leaked") }).await;
+    let id = made.key.unwrap().id;
+    let old = server.caller(&made.secret);
+    server.rotate(&id, 60).await;
+    assert_eq!(wider(create(&old, key("for good")).await), "expire_time");
+    create(&old, Key { expire_time: server.in_seconds(60), ..key("as long as itself") }).await.unwrap();
+    let rotation = RotateKeyRequest { id, ..RotateKeyRequest::default() };
+    assert_eq!(wider(old.rotate_key(rotation).await), "expire_time");
+}
+
+#[tokio::test]
+async fn what_is_checked_is_what_the_plan_allows() {
+    let server = Server::start().await;
+    let scopes = strings(&["tasks:*", "notes:read", "tollgate:check"]);
+    let made = server.key(Key { scopes, ..key("k") }).await;
+    let change = Plan { id: "basic".to_owned(), allowed_scopes: strings(&["tasks:read"]), ..Plan::default() };
+    server.change_plan(change, &["allowed_scopes"]).await;
+    let answer = server.check(&made.secret).await;
+    assert!(answer.allowed);
+    assert_eq!(answer.scopes, ["tollgate:check", "tasks:read"]);
+}
+
+#[tokio::test]
+async fn a_limit_that_is_taken_away_and_put_back_is_as_spent_as_before() {
+    let server = Server::start().await;
+    let made = server.key(Key { limits: vec![limit("l", 2, Period::Minute)], ..key("k") }).await;
+    let id = made.key.unwrap().id;
+    for _ in 0..2 {
+        assert!(server.check(&made.secret).await.allowed);
+    }
+    for limits in [vec![limit("l", 2, Period::Day)], vec![], vec![limit("l", 2, Period::Minute)]] {
+        server.change_key(Key { id: id.clone(), limits, ..Key::default() }, &["limits"]).await;
+        server.check(&made.secret).await;
+    }
+    assert_eq!(server.verdict(&made.secret).await, Verdict::RateLimited);
+}
+
+#[tokio::test]
+async fn a_plan_without_api_access_has_no_callers() {
+    let server = Server::start().await;
+    let (_, client) = caller(&server, key("")).await;
+    server.change_plan(Plan { id: "basic".to_owned(), ..Plan::default() }, &["api_access"]).await;
+    let status = refused(create(&client, key("a")).await, Code::Unauthenticated);
+    assert_eq!(reason(&status), "PLAN_DENIED");
+}
+
+#[tokio::test]
+async fn min_revision_makes_only_callers_wait() {
+    let server = Server::start().await;
+    let request = CheckKeyRequest { min_revision: i64::MAX, ..CheckKeyRequest::default() };
+    let status = refused(server.anonymous().check_key(request).await, Code::Unauthenticated);
+    assert!(!status.message().contains("revision"), "{status:?}");
 }

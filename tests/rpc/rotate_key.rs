@@ -39,6 +39,8 @@ async fn without_grace_the_old_secret_ends_before_the_call_returns() {
     let unset = RotateKeyRequest { id: id.clone(), ..RotateKeyRequest::default() };
     let new = server.operator.rotate_key(unset).await.unwrap().secret;
     assert_eq!([server.verdict(&old).await, server.verdict(&new).await], [Verdict::RotatedOut, Verdict::Allowed]);
+    server.set_time("2020-01-01T00:00:00Z");
+    assert_eq!(server.verdict(&old).await, V::RotatedOut, "a clock that is set back brings nothing back");
     let newest = server.rotate(&id, 0).await;
     for (secret, expected) in [(&old, V::RotatedOut), (&new, V::RotatedOut), (&newest, V::Allowed)] {
         assert_eq!(server.verdict(secret).await, expected);
@@ -125,6 +127,24 @@ async fn what_cannot_be_rotated_says_why() {
     let nobody = rotation("key_0000000000000000000000", 0);
     refused(server.operator.rotate_key(nobody).await, Code::NotFound);
     assert_eq!(invalid(server.operator.rotate_key(rotation("", 0)).await), ["id"]);
+}
+
+#[tokio::test]
+async fn an_old_secret_makes_no_key_that_outlives_it() {
+    let server = Server::start().await;
+    let made = server.key(Key { scopes: vec!["tollgate:keys:write".to_owned()], ..key("caller") }).await;
+    let old = server.caller(&made.secret);
+    let new = server.caller(&server.rotate(&made.key.unwrap().id, 60).await);
+    let until = |name: &str, seconds: i64| CreateKeyRequest {
+        key: Some(Key { expire_time: server.in_seconds(seconds), ..key(name) }),
+    };
+    old.create_key(until("within", 60)).await.unwrap();
+    let for_good = CreateKeyRequest { key: Some(key("for good")) };
+    for request in [until("beyond", 61), for_good.clone()] {
+        let status = refused(old.create_key(request).await, Code::PermissionDenied);
+        assert!(status.message().contains("expire_time"), "{status:?}");
+    }
+    new.create_key(for_good).await.unwrap();
 }
 
 #[tokio::test]

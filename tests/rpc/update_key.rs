@@ -48,7 +48,7 @@ async fn each_path_changes_its_field_alone() {
         limits: vec![Limit { algorithm: Algorithm::FixedWindow.into(), ..limit("m", 6, Period::Day) }],
         status: Status::Disabled.into(),
         expire_time: server.in_seconds(7_200),
-        auto_renew: Some(AutoRenew { period: Some(prost_types::Duration { seconds: 60, nanos: 0 }) }),
+        auto_renew: Some(AutoRenew { period: Some(prost_types::Duration { seconds: 3_600, nanos: 0 }) }),
         metadata: BTreeMap::from([("b".to_owned(), "2".to_owned())]),
         ..Key::default()
     };
@@ -140,7 +140,7 @@ async fn each_wrong_value_is_named() {
     let server = Server::start().await;
     let (id, _) = server.plain_key("k").await;
     let of_key = || Key { id: id.clone(), ..Key::default() };
-    let minute = Some(AutoRenew { period: Some(prost_types::Duration { seconds: 60, nanos: 0 }) });
+    let minute = Some(AutoRenew { period: Some(prost_types::Duration { seconds: 3_600, nanos: 0 }) });
     let rows: Vec<(Key, &str, &str)> = vec![
         (of_key(), "name", "key.name"),
         (Key { name: "a\0".to_owned(), ..of_key() }, "name", "key.name"),
@@ -269,6 +269,18 @@ async fn scopes_that_the_plan_does_not_allow_are_refused() {
     let scoped = |scope: &str| Key { id: id.clone(), scopes: strings(&[scope]), ..Key::default() };
     assert_eq!(precondition(update(&server, scoped("notes:read"), &["scopes"]).await), "PLAN_DENIED");
     update(&server, scoped("tasks:read"), &["scopes"]).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_long_renewal_comes_a_day_before_the_expiry() {
+    let server = Server::start().await;
+    let month = 30 * 86_400;
+    let auto_renew = Some(AutoRenew { period: Some(prost_types::Duration { seconds: month, nanos: 0 }) });
+    server.key(Key { expire_time: server.in_seconds(month), auto_renew, ..key("k") }).await;
+    server.advance(29 * 86_400 - 1);
+    assert_eq!(server.engine.renew_keys().await.unwrap(), 0);
+    server.advance(1);
+    assert_eq!(server.engine.renew_keys().await.unwrap(), 1);
 }
 
 #[tokio::test]

@@ -186,12 +186,13 @@ pub(crate) async fn renewals_are_found(store: SharedStore) {
     insert(&store, (1..).zip(keys).collect()).await;
     let found = async |time, rows_max| {
         let mut ids: Vec<_> =
-            store.keys_to_renew(time, rows_max).await.unwrap().into_iter().map(|stored| stored.key.id).collect();
+            store.keys_to_renew(time, 5, rows_max).await.unwrap().into_iter().map(|stored| stored.key.id).collect();
         ids.sort_unstable();
         ids
     };
-    assert_eq!(found(later(40), 10).await, [key_id(1), key_id(2)]);
-    assert_eq!(found(later(41), 10).await, [key_id(1), key_id(2), key_id(7)]);
-    assert_eq!(found(later(41), 2).await.len(), 2);
-    assert_eq!(found(later(20), 10).await, []);
+    // A quarter of the period, 250 ms, is more than the 5 ms that are given at most.
+    assert_eq!(found(later(34), 10).await, [key_id(1), key_id(2)]);
+    assert_eq!(found(later(35), 10).await, [key_id(1), key_id(2), key_id(7)]);
+    assert_eq!(found(later(35), 2).await.len(), 2);
+    assert_eq!(found(later(14), 10).await, []);
 }

@@ -27,7 +27,7 @@ pub(crate) async fn absence_is_no_error(store: SharedStore) {
     assert_eq!(store.keys(&all_keys()).await.unwrap(), []);
     assert_eq!(store.accounts(None, 10).await.unwrap(), []);
     assert_eq!(store.plans(None, 10).await.unwrap(), []);
-    assert_eq!(store.keys_to_renew(Time::MAX, 10).await.unwrap(), []);
+    assert_eq!(store.keys_to_renew(Time::MAX, 0, 10).await.unwrap(), []);
     assert_eq!(store.pepper_ids().await.unwrap(), [""; 0]);
 }
 

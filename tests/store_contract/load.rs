@@ -29,8 +29,12 @@ pub(crate) async fn load(store: &SharedStore) -> Snapshot {
         async move { store.load(sender).await }
     });
     let mut snapshot = Snapshot::default();
+    let mut expected = None;
     while let Some(loaded) = receiver.recv().await {
         match loaded {
+            Loaded::SecretsExpected(secrets) => {
+                assert!(expected.replace(secrets).is_none() && snapshot.plans.is_empty(), "once, and first");
+            }
             Loaded::Plans(plans) => {
                 assert!(snapshot.accounts.is_empty());
                 snapshot.plans.extend(plans);
@@ -52,6 +56,7 @@ pub(crate) async fn load(store: &SharedStore) -> Snapshot {
         }
     }
     snapshot.revision = loading.await.unwrap().unwrap();
+    assert!(expected.unwrap() >= snapshot.keys.len() + snapshot.retired.len());
     snapshot
 }
 

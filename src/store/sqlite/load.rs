@@ -18,7 +18,7 @@ use tokio::task::{JoinError, JoinSet};
 use super::intern::{Intern, Interned};
 use super::writer::Writer;
 use super::{read, rows};
-use crate::decision::{KeyPhase, KeyRecord};
+use crate::decision::{Expiry, KeyPhase, KeyRecord};
 use crate::domain::{Account, KeyId, Revision, SecretHash, Time};
 use crate::store::{Loaded, LoadedKey, RetiredSecret, StoreError};
 
@@ -67,6 +67,15 @@ pub(super) async fn load(
     let (mut connections, revision) = begin_snapshot(writer, options).await?;
     let interned = Arc::new(Interned::default());
     if let Some(connection) = connections.first_mut() {
+        // Rows are never deleted, so the last rowid is their number.
+        let secrets: i64 = sqlx::query_scalar(
+            "SELECT ifnull((SELECT max(rowid) FROM keys), 0) + ifnull((SELECT max(rowid) FROM retired_secrets), 0)",
+        )
+        .fetch_one(&mut *connection)
+        .await?;
+        if sink.send(Loaded::SecretsExpected(usize::try_from(secrets).unwrap_or(0))).await.is_err() {
+            return Ok(revision);
+        }
         let rows = sqlx::query("SELECT id, revision, body FROM plans ORDER BY id").fetch_all(connection).await?;
         let plans = rows.iter().map(read::plan_row).collect::<Result<_, _>>()?;
         if sink.send(Loaded::Plans(plans)).await.is_err() {
@@ -226,14 +235,14 @@ fn key(fields: &mut Fields<'_>, intern: &mut Intern) -> Result<LoadedKey, StoreE
         "revoked" => KeyPhase::Revoked,
         status => return Err(StoreError::Corrupt(format!("key `{id}`: `{status}` is no status"))),
     };
-    let expire_time = match field(fields)? {
+    let expiry = Expiry::new(match field(fields)? {
         "" => None,
         millis => Some(Time::from_millis(number(millis)?)),
-    };
+    });
     let revision = Revision::new(number(field(fields)?)?);
     let policy = intern.policy(id, field(fields)?)?;
     let metadata = intern.metadata(id, field(fields)?)?;
-    let record = KeyRecord { name, policy, metadata, expire_time, previous: None, revision, environment, phase };
+    let record = KeyRecord { name, policy, metadata, expiry, previous: None, revision, environment, phase };
     Ok(LoadedKey { id, account_id, hash, record })
 }
 

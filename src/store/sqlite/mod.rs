@@ -89,8 +89,13 @@ impl Store for SqliteStore {
         read::keys(&self.readers, query).await
     }
 
-    async fn keys_to_renew(&self, time: Time, rows_max: u32) -> Result<Vec<StoredKey>, StoreError> {
-        read::keys_to_renew(&self.readers, time, rows_max).await
+    async fn keys_to_renew(
+        &self,
+        now: Time,
+        lead_millis_max: i64,
+        rows_max: u32,
+    ) -> Result<Vec<StoredKey>, StoreError> {
+        read::keys_to_renew(&self.readers, now, lead_millis_max, rows_max).await
     }
 
     async fn account(&self, id: &AccountId) -> Result<Option<Account>, StoreError> {

@@ -100,13 +100,17 @@ fn push_status(query: &mut QueryBuilder<Sqlite>, status: Status, now: Time) {
 
 pub(super) async fn keys_to_renew(
     readers: &SqlitePool,
-    time: Time,
+    now: Time,
+    lead_millis_max: i64,
     rows_max: u32,
 ) -> Result<Vec<StoredKey>, StoreError> {
     let mut query = QueryBuilder::<Sqlite>::new("SELECT ");
     query.push(KEY_COLUMNS).push(" FROM keys AS k INDEXED BY keys_to_renew").push(ACTIVITY_JOIN);
-    query.push(" WHERE k.status = 'active' AND k.auto_renew_millis IS NOT NULL AND k.expire_time < ");
-    query.push_bind(time.millis());
+    // What the index can tell first: nothing is due earlier than the longest lead.
+    query.push(" WHERE k.status = 'active' AND k.auto_renew_millis IS NOT NULL AND k.expire_time <= ");
+    query.push_bind(now.plus_millis(lead_millis_max).millis());
+    query.push(" AND k.expire_time - min(k.auto_renew_millis / 4, ").push_bind(lead_millis_max);
+    query.push(") <= ").push_bind(now.millis());
     query.push(" ORDER BY k.expire_time, k.rowid LIMIT ").push_bind(rows_max);
     let rows = query.build().fetch_all(readers).await?;
     rows.iter().map(rows::key).collect()

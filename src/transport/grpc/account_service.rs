@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use crate::domain::AccountId;
-use crate::engine::{Engine, Error};
+use crate::engine::{Caller, Engine, Error};
 use crate::proto::v1::{self, account_service_server::AccountService};
 
 use super::Api;
@@ -26,14 +26,15 @@ impl AccountService for Accounts {
         let v1::CreateAccountRequest { account } = request.into_inner();
         let fresh = self.0.engine.new_account_id();
         let account = fresh.and_then(|id| convert::account_from(account, id)).map_err(|error| status_from(&error))?;
-        let account = self.0.run(|engine| async move { engine.create_account(&caller, account).await }).await?;
+        let account =
+            self.0.run(caller, |engine, caller| async move { engine.create_account(&caller, account).await }).await?;
         Ok(Response::new(convert::account_to(&account)))
     }
 
     async fn get_account(&self, request: Request<v1::GetAccountRequest>) -> Answer<v1::Account> {
         let caller = self.0.caller(&request)?;
         let id = account_id(&request.get_ref().id)?;
-        let account = self.0.run(|engine| async move { engine.account(&caller, &id).await }).await?;
+        let account = self.0.run(caller, |engine, caller| async move { engine.account(&caller, &id).await }).await?;
         Ok(Response::new(convert::account_to(&account)))
     }
 
@@ -44,10 +45,12 @@ impl AccountService for Accounts {
         let page = Page::asked(&list, &page_token, page_size).map_err(|error| status_from(&error))?;
         let after = page.after(|id| AccountId::parse(id).ok()).map_err(|error| status_from(&error))?;
         let rows_max = page.rows_to_read();
-        let mut accounts =
-            self.0.run(|engine| async move { engine.accounts(&caller, after.as_ref(), rows_max).await }).await?;
-        let next_page_token = page.cut(&mut accounts, |account| account.id.to_string());
-        let accounts = accounts.iter().map(convert::account_to).collect();
+        let accounts = self
+            .0
+            .run(caller, |engine, caller| async move { engine.accounts(&caller, after.as_ref(), rows_max).await })
+            .await?;
+        let mut accounts: Vec<_> = accounts.iter().map(convert::account_to).collect();
+        let next_page_token = page.cut(&mut accounts, |account| account.id.clone());
         Ok(Response::new(v1::ListAccountsResponse { accounts, next_page_token }))
     }
 
@@ -59,9 +62,10 @@ impl AccountService for Accounts {
         let etag = Some(account.etag.clone()).filter(|etag| !etag.is_empty());
         let patch = convert::account_patch_from(account, update_mask.as_ref(), id.clone());
         let patch = patch.map_err(|error| status_from(&error))?;
-        let call =
-            |engine: Arc<Engine>| async move { engine.update_account(&caller, &id, patch, etag.as_deref()).await };
-        let account = self.0.run(call).await?;
+        let call = |engine: Arc<Engine>, caller: Caller| async move {
+            engine.update_account(&caller, &id, patch, etag.as_deref()).await
+        };
+        let account = self.0.run(caller, call).await?;
         Ok(Response::new(convert::account_to(&account)))
     }
 }

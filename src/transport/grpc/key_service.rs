@@ -76,16 +76,17 @@ impl KeyService for Keys {
 
     async fn create_key(&self, request: Request<v1::CreateKeyRequest>) -> Answer<v1::CreateKeyResponse> {
         let caller = self.0.caller(&request)?;
+        caller.require("tollgate:keys:write").map_err(|error| status_from(&error))?;
         let v1::CreateKeyRequest { key } = request.into_inner();
         let new = convert::new_key_from(key).map_err(|error| status_from(&error))?;
-        let made = self.0.run(|engine| async move { engine.create_key(&caller, new).await }).await?;
+        let made = self.0.run(caller, |engine, caller| async move { engine.create_key(&caller, new).await }).await?;
         Ok(Response::new(convert::created_to(made, self.now())))
     }
 
     async fn get_key(&self, request: Request<v1::GetKeyRequest>) -> Answer<v1::Key> {
         let caller = self.0.caller(&request)?;
         let id = key_id(&request.get_ref().id)?;
-        let view = self.0.run(|engine| async move { engine.key(&caller, id).await }).await?;
+        let view = self.0.run(caller, |engine, caller| async move { engine.key(&caller, id).await }).await?;
         Ok(Response::new(convert::key_view_to(&view, self.now())))
     }
 
@@ -97,22 +98,28 @@ impl KeyService for Keys {
         let filter = convert::filter_from(&account_id, filter).map_err(|error| status_from(&error))?;
         let after = page.after(KeyId::parse).map_err(|error| status_from(&error))?;
         let rows_max = page.rows_to_read();
-        let mut keys = self.0.run(|engine| async move { engine.keys(&caller, filter, after, rows_max).await }).await?;
-        let next_page_token = page.cut(&mut keys, |stored| stored.key.id.to_string());
+        let keys = self
+            .0
+            .run(caller, |engine, caller| async move { engine.keys(&caller, filter, after, rows_max).await })
+            .await?;
         let now = self.now();
-        let keys = keys.iter().map(|stored| convert::key_to(stored, now)).collect();
+        let mut keys: Vec<_> = keys.iter().map(|stored| convert::key_to(stored, now)).collect();
+        let next_page_token = page.cut(&mut keys, |key| key.id.clone());
         Ok(Response::new(v1::ListKeysResponse { keys, next_page_token }))
     }
 
     async fn update_key(&self, request: Request<v1::UpdateKeyRequest>) -> Answer<v1::Key> {
         let caller = self.0.caller(&request)?;
+        caller.require("tollgate:keys:write").map_err(|error| status_from(&error))?;
         let v1::UpdateKeyRequest { key, update_mask } = request.into_inner();
         let key = key.ok_or_else(|| status_from(&Error::invalid("key", "must be set")))?;
         let id = key_id(&key.id)?;
         let etag = Some(key.etag.clone()).filter(|etag| !etag.is_empty());
         let patch = convert::key_patch_from(&key, update_mask.as_ref()).map_err(|error| status_from(&error))?;
-        let call = |engine: Arc<Engine>| async move { engine.update_key(&caller, id, patch, etag.as_deref()).await };
-        let stored = self.0.run(call).await?;
+        let call = |engine: Arc<Engine>, caller: Caller| async move {
+            engine.update_key(&caller, id, patch, etag.as_deref()).await
+        };
+        let stored = self.0.run(caller, call).await?;
         Ok(Response::new(convert::key_to(&stored, self.now())))
     }
 
@@ -122,9 +129,10 @@ impl KeyService for Keys {
         let id = key_id(&id)?;
         let grace_millis = convert::grace_from(grace_period.as_ref()).map_err(|error| status_from(&error))?;
         let etag = Some(etag).filter(|etag| !etag.is_empty());
-        let call =
-            |engine: Arc<Engine>| async move { engine.rotate_key(&caller, id, grace_millis, etag.as_deref()).await };
-        let made = self.0.run(call).await?;
+        let call = |engine: Arc<Engine>, caller: Caller| async move {
+            engine.rotate_key(&caller, id, grace_millis, etag.as_deref()).await
+        };
+        let made = self.0.run(caller, call).await?;
         let v1::CreateKeyResponse { key, secret, revision } = convert::created_to(made, self.now());
         Ok(Response::new(v1::RotateKeyResponse { key, secret, revision }))
     }
@@ -134,7 +142,8 @@ impl KeyService for Keys {
         let v1::RevokeKeyRequest { id, reason } = request.into_inner();
         let id = key_id(&id)?;
         let reason = convert::reason_from(&reason).map_err(|error| status_from(&error))?;
-        let revoked = self.0.run(|engine| async move { engine.revoke_key(&caller, id, &reason).await }).await?;
+        let revoked =
+            self.0.run(caller, |engine, caller| async move { engine.revoke_key(&caller, id, &reason).await }).await?;
         let key = Some(convert::key_to(&revoked.stored, self.now()));
         Ok(Response::new(v1::RevokeKeyResponse { key, revision: revoked.revision.number() }))
     }
@@ -142,16 +151,16 @@ impl KeyService for Keys {
     async fn get_usage(&self, request: Request<v1::GetUsageRequest>) -> Answer<v1::GetUsageResponse> {
         let caller = self.0.caller(&request)?;
         let asked = convert::usage_from(request.into_inner()).map_err(|error| status_from(&error))?;
-        let call = |engine: Arc<Engine>| async move {
+        let call = |engine: Arc<Engine>, caller: Caller| async move {
             engine.usage(&caller, asked.of, asked.granularity, asked.time, asked.by_key).await
         };
-        let report = self.0.run(call).await?;
+        let report = self.0.run(caller, call).await?;
         Ok(Response::new(convert::usage_to(&report)))
     }
 
     async fn get_self(&self, request: Request<v1::GetSelfRequest>) -> Answer<v1::GetSelfResponse> {
         let caller = self.0.caller(&request)?;
-        let view = self.0.run(|engine| async move { engine.own_key(&caller).await }).await?;
+        let view = self.0.run(caller, |engine, caller| async move { engine.own_key(&caller).await }).await?;
         Ok(Response::new(convert::self_to(&view, self.now())))
     }
 
@@ -161,7 +170,7 @@ impl KeyService for Keys {
             "" => None,
             id => Some(key_id(id)?),
         };
-        let budgets = self.0.run(|engine| async move { engine.budgets(&caller, id).await }).await?;
+        let budgets = self.0.run(caller, |engine, caller| async move { engine.budgets(&caller, id).await }).await?;
         Ok(Response::new(convert::limits_to(&budgets)))
     }
 
@@ -233,12 +242,12 @@ impl Import<'_> {
         if rows.is_empty() {
             return Ok(());
         }
-        let (caller, mut rehearsal) = (self.caller.clone(), self.rehearsal.take());
-        let call = |engine: Arc<Engine>| async move {
+        let mut rehearsal = self.rehearsal.take();
+        let call = |engine: Arc<Engine>, caller: Caller| async move {
             let outcomes = engine.import_keys(&caller, rows, rehearsal.as_mut()).await?;
             Ok((outcomes, rehearsal, engine.index_size().2))
         };
-        let (outcomes, rehearsal, revision) = self.api.run(call).await?;
+        let (outcomes, rehearsal, revision) = self.api.run(self.caller.clone(), call).await?;
         self.rehearsal = rehearsal;
         for (row, outcome) in places.into_iter().zip(outcomes) {
             match outcome {

@@ -94,15 +94,26 @@ impl Api {
         self.engine.authenticate(credential, peer, now).map_err(|error| status::status_from(&error))
     }
 
-    /// Runs a call that reads or changes the store, to its end whatever becomes of its client.
-    async fn run<T, F, Fut>(self: &Arc<Self>, call: F) -> Result<T, Status>
+    /// Runs a call that reads or changes the store, to its end whatever becomes of its client. It may outlive the call, and
+    /// so has a bound of its own.
+    async fn run<T, F, Fut>(self: &Arc<Self>, caller: Caller, call: F) -> Result<T, Status>
     where
-        F: FnOnce(Arc<Engine>) -> Fut,
+        F: FnOnce(Arc<Engine>, Caller) -> Fut,
         Fut: Future<Output = Result<T, Error>> + Send + 'static,
         T: Send + 'static,
     {
-        let call = call(Arc::clone(&self.engine)).instrument(tracing::Span::current());
-        match self.runtime.spawn(call).await {
+        let Some(place) = caller.place(STORE_CALLS_PER_ACCOUNT_MAX) else {
+            return Err(Status::resource_exhausted(
+                "the account has too many calls under way; try again after a moment",
+            ));
+        };
+        let call = call(Arc::clone(&self.engine), caller);
+        let task = async move {
+            let result = call.await;
+            drop(place);
+            result
+        };
+        match self.runtime.spawn(task.instrument(tracing::Span::current())).await {
             Ok(result) => result.map_err(|error| status::status_from(&error)),
             Err(error) if error.is_panic() => {
                 tracing::error!(%error, "a call ended in a fault of this program");
@@ -112,6 +123,9 @@ impl Api {
         }
     }
 }
+
+/// Calls that wait for the store, or are in it, for one customer's account: none keeps the others from revoking a key.
+const STORE_CALLS_PER_ACCOUNT_MAX: usize = 32;
 
 /// The key in `authorization: Bearer <key>` (RFC 6750, section 2.1).
 fn bearer(metadata: &MetadataMap) -> Result<&str, Error> {

@@ -3,10 +3,14 @@
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use prost::Message;
 use sha2::{Digest as _, Sha256};
 
 use crate::domain::caps;
 use crate::engine::Error;
+
+/// Bytes of the rows of a page, half of what clients take by default.
+const PAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 /// A page that is asked for.
 #[derive(Debug)]
@@ -35,13 +39,20 @@ impl Page {
         self.rows_max + 1
     }
 
-    /// Cuts what was read down to the page. Returns the token of the next; empty on the last.
-    pub(super) fn cut<T>(&self, rows: &mut Vec<T>, id: impl FnOnce(&T) -> String) -> String {
+    /// Cuts what was read down to the page, which ends early where its rows are large. Returns the token of the next; empty
+    /// on the last.
+    pub(super) fn cut<T: Message>(&self, rows: &mut Vec<T>, id: impl FnOnce(&T) -> String) -> String {
+        let mut bytes = 0;
+        let fits = |row: &&T| {
+            bytes += row.encoded_len();
+            bytes <= PAGE_BYTES_MAX
+        };
         let rows_max = usize::try_from(self.rows_max).unwrap_or(usize::MAX);
-        if rows.len() <= rows_max {
+        let kept = rows.iter().take_while(fits).count().max(1).min(rows_max);
+        if rows.len() <= kept {
             return String::new();
         }
-        rows.truncate(rows_max);
+        rows.truncate(kept);
         rows.last().map(|row| page_token(self.mark, &id(row))).unwrap_or_default()
     }
 }
@@ -90,17 +101,28 @@ mod tests {
     #[test]
     fn a_token_is_good_for_its_own_list() {
         let first = Page::asked("keys of acct_a", "", 2).unwrap();
-        let mut rows = vec!["key_1", "key_2", "key_3"];
-        let token = first.cut(&mut rows, ToString::to_string);
+        let mut rows = ["key_1", "key_2", "key_3"].map(str::to_owned).to_vec();
+        let token = first.cut(&mut rows, Clone::clone);
         assert_eq!(rows, ["key_1", "key_2"]);
         let second = Page::asked("keys of acct_a", &token, 2).unwrap();
         assert_eq!(second.after(|id| Some(id.to_owned())).unwrap().as_deref(), Some("key_2"));
         assert!(second.after(|_| None::<()>).is_err());
-        assert_eq!(second.cut(&mut rows, ToString::to_string), "");
+        assert_eq!(second.cut(&mut rows, Clone::clone), "");
         assert!(Page::asked("keys of acct_b", &token, 2).is_err());
         for wrong in ["x", "!!!!", "AAAA", &format!("{token}="), &format!("A{token}")] {
             assert!(Page::asked("keys of acct_a", wrong, 2).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_page_of_large_rows_ends_early_but_is_never_empty() {
+        let page = Page::asked("l", "", 10).unwrap();
+        let mut rows: Vec<String> = vec!["x".repeat(900_000); 5];
+        assert_ne!(page.cut(&mut rows, |_| "id".to_owned()), "");
+        assert_eq!(rows.len(), 2);
+        let mut rows: Vec<String> = vec!["x".repeat(3_000_000); 2];
+        assert_ne!(page.cut(&mut rows, |_| "id".to_owned()), "");
+        assert_eq!(rows.len(), 1);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use crate::domain::PlanId;
-use crate::engine::{Engine, Error};
+use crate::engine::{Caller, Engine, Error};
 use crate::proto::v1::{self, plan_service_server::PlanService};
 
 use super::Api;
@@ -25,14 +25,14 @@ impl PlanService for Plans {
         let caller = self.0.caller(&request)?;
         let v1::CreatePlanRequest { plan } = request.into_inner();
         let plan = convert::plan_from(plan).map_err(|error| status_from(&error))?;
-        let plan = self.0.run(|engine| async move { engine.create_plan(&caller, plan).await }).await?;
+        let plan = self.0.run(caller, |engine, caller| async move { engine.create_plan(&caller, plan).await }).await?;
         Ok(Response::new(convert::plan_to(&plan)))
     }
 
     async fn get_plan(&self, request: Request<v1::GetPlanRequest>) -> Answer<v1::Plan> {
         let caller = self.0.caller(&request)?;
         let id = plan_id(&request.get_ref().id)?;
-        let plan = self.0.run(|engine| async move { engine.plan(&caller, &id).await }).await?;
+        let plan = self.0.run(caller, |engine, caller| async move { engine.plan(&caller, &id).await }).await?;
         Ok(Response::new(convert::plan_to(&plan)))
     }
 
@@ -43,10 +43,12 @@ impl PlanService for Plans {
         let page = Page::asked(&list, &page_token, page_size).map_err(|error| status_from(&error))?;
         let after = page.after(|id| PlanId::parse(id).ok()).map_err(|error| status_from(&error))?;
         let rows_max = page.rows_to_read();
-        let mut plans =
-            self.0.run(|engine| async move { engine.plans(&caller, after.as_ref(), rows_max).await }).await?;
-        let next_page_token = page.cut(&mut plans, |plan| plan.id.to_string());
-        let plans = plans.iter().map(convert::plan_to).collect();
+        let plans = self
+            .0
+            .run(caller, |engine, caller| async move { engine.plans(&caller, after.as_ref(), rows_max).await })
+            .await?;
+        let mut plans: Vec<_> = plans.iter().map(convert::plan_to).collect();
+        let next_page_token = page.cut(&mut plans, |plan| plan.id.clone());
         Ok(Response::new(v1::ListPlansResponse { plans, next_page_token }))
     }
 
@@ -58,8 +60,10 @@ impl PlanService for Plans {
         let etag = Some(plan.etag.clone()).filter(|etag| !etag.is_empty());
         let patch = convert::plan_patch_from(plan, update_mask.as_ref(), id.clone());
         let patch = patch.map_err(|error| status_from(&error))?;
-        let call = |engine: Arc<Engine>| async move { engine.update_plan(&caller, &id, patch, etag.as_deref()).await };
-        let plan = self.0.run(call).await?;
+        let call = |engine: Arc<Engine>, caller: Caller| async move {
+            engine.update_plan(&caller, &id, patch, etag.as_deref()).await
+        };
+        let plan = self.0.run(caller, call).await?;
         Ok(Response::new(convert::plan_to(&plan)))
     }
 
@@ -68,7 +72,9 @@ impl PlanService for Plans {
         let v1::DeletePlanRequest { id, etag } = request.into_inner();
         let id = plan_id(&id)?;
         let etag = Some(etag).filter(|etag| !etag.is_empty());
-        self.0.run(|engine| async move { engine.delete_plan(&caller, &id, etag.as_deref()).await }).await?;
+        self.0
+            .run(caller, |engine, caller| async move { engine.delete_plan(&caller, &id, etag.as_deref()).await })
+            .await?;
         Ok(Response::new(v1::DeletePlanResponse {}))
     }
 }

@@ -61,6 +61,7 @@ async fn each_wrong_field_is_named() {
         (CheckKeyRequest { environment: 3, ..check() }, &["environment"]),
         (CheckKeyRequest { environment: -1, ..check() }, &["environment"]),
         (CheckKeyRequest { mode: 3, ..check() }, &["mode"]),
+        (CheckKeyRequest { min_revision: -1, ..check() }, &["min_revision"]),
         (CheckKeyRequest { context: context("10.0.0.1:80"), ..check() }, &["context.client_ip"]),
         (CheckKeyRequest { context: context("10.0.0.0/8"), ..check() }, &["context.client_ip"]),
         (CheckKeyRequest { context: context("localhost"), ..check() }, &["context.client_ip"]),
@@ -94,6 +95,8 @@ async fn a_message_over_its_bound_is_refused_and_harms_nobody() {
     assert!(server.check(&secret).await.allowed);
 }
 
+const CHECK_KEY: &str = "/tollgate.v1.KeyService/CheckKey";
+
 #[tokio::test]
 async fn bytes_that_are_no_message_are_refused() {
     let server = Server::start().await;
@@ -106,8 +109,7 @@ async fn bytes_that_are_no_message_are_refused() {
         ("a group that nobody closes", b"\x0b"),
     ];
     for (what, bytes) in rows {
-        let status = wire::call(&server, "/tollgate.v1.KeyService/CheckKey", bytes).await.unwrap_err();
-        // What gRPC prescribes for a request that cannot be parsed.
+        let status = wire::call(&server, CHECK_KEY, bytes).await.unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument, "{what}: {status:?}");
         assert!(!status.message().is_empty());
     }
@@ -115,5 +117,5 @@ async fn bytes_that_are_no_message_are_refused() {
     let mut bytes = vec![0x0a, u8::try_from(secret.len()).unwrap()];
     bytes.extend_from_slice(secret.as_bytes());
     bytes.extend_from_slice(b"\xf2\x3f\x03new");
-    wire::call(&server, "/tollgate.v1.KeyService/CheckKey", &bytes).await.unwrap();
+    wire::call(&server, CHECK_KEY, &bytes).await.unwrap();
 }

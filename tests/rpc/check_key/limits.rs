@@ -240,6 +240,9 @@ async fn a_cost_of_zero_is_free_and_one_is_the_default() {
         let answer = server.ask(CheckKeyRequest { cost, ..of(&secret) }).await;
         assert_eq!((answer.allowed, remaining(&answer)), (true, vec![("l", left)]), "{cost:?}");
     }
+    let closed = server.key(Key { limits: vec![limit("closed", 0, Period::Day)], ..key("closed") }).await.secret;
+    assert!(server.ask(costing(&closed, 0)).await.allowed);
+    assert_eq!(server.ask(costing(&closed, 1)).await.verdict(), Verdict::RateLimited);
     let (_, none) = server.plain_key("without limits").await;
     let answer = server.ask(costing(&none, 1_000_000_000_000)).await;
     assert!(answer.allowed && answer.limits.is_empty() && answer.credits.is_none());
@@ -249,6 +252,8 @@ async fn a_cost_of_zero_is_free_and_one_is_the_default() {
 async fn a_peek_decides_alike_and_leaves_no_trace() {
     let server = Server::start_with(Settings { key_checks_per_second: 1, ..Settings::default() }).await;
     let (id, secret) = limited_key(&server, vec![limit("l", 3, Period::Day), sliding("s", 3, Period::Hour)]).await;
+    // What is left is told as it stands.
+    assert_eq!(remaining(&server.ask(peek(&secret, 2)).await), [("l", 3), ("s", 3)]);
     for cost in [0, 1, 3, 4, 3] {
         let answer = server.ask(peek(&secret, cost)).await;
         assert_eq!(answer.verdict(), if cost > 3 { Verdict::RateLimited } else { Verdict::Allowed });
@@ -259,6 +264,7 @@ async fn a_peek_decides_alike_and_leaves_no_trace() {
     server.flush().await;
     let key = server.get_key(&id).await;
     assert_eq!(key.usage.unwrap(), KeyUsage { requests_today: 1, requests_this_month: 1 });
+    assert_eq!(server.ask(peek(&secret, 0)).await.verdict(), Verdict::Throttled, "the second's check was made");
 }
 
 #[tokio::test]
@@ -314,6 +320,45 @@ async fn a_change_takes_effect_on_the_next_check_and_what_is_spent_stays_spent()
     assert_eq!(server.ask(costing(&secret, 2)).await.credits.unwrap().remaining, 8);
     server.change_account(credits(5), &["monthly_credits"]).await;
     assert_eq!(server.ask(costing(&secret, 0)).await.credits.unwrap().remaining, 3);
+}
+
+#[tokio::test]
+async fn a_limit_that_comes_back_has_not_forgotten_what_was_spent() {
+    let server = Server::start().await;
+    let daily = || vec![limit("l", 10, Period::Day)];
+    let (id, secret) = limited_key(&server, daily()).await;
+    assert!(server.ask(costing(&secret, 8)).await.allowed);
+    for other in [vec![], vec![limit("l", 10, Period::Hour)], vec![sliding("l", 10, Period::Day)]] {
+        server.change_key(Key { id: id.clone(), limits: other, ..Key::default() }, &["limits"]).await;
+        assert!(server.check(&secret).await.allowed);
+        server.change_key(Key { id: id.clone(), limits: daily(), ..Key::default() }, &["limits"]).await;
+        assert_eq!(server.ask(costing(&secret, 3)).await.verdict(), Verdict::RateLimited);
+    }
+    let change = |credits| Account { id: ACCOUNT.to_owned(), monthly_credits: Some(credits), ..Account::default() };
+    server.change_account(change(5), &[]).await;
+    assert_eq!(server.ask(costing(&secret, 2)).await.credits.unwrap().remaining, 3);
+    server.change_account(change(-1), &[]).await;
+    assert_eq!(server.ask(costing(&secret, 0)).await.credits, None);
+    server.change_account(change(5), &[]).await;
+    assert_eq!(server.ask(costing(&secret, 0)).await.credits.unwrap().remaining, 3);
+}
+
+#[tokio::test]
+async fn the_day_on_which_clocks_change_is_as_long_as_it_is() {
+    let server = Server::start().await;
+    server.account(Account { time_zone: "Europe/Berlin".to_owned(), ..account("acct_de", PLAN) }).await;
+    let limits = vec![limit("l", 9, Period::Day)];
+    let made = server.key(Key { account_id: "acct_de".to_owned(), limits, ..key("k") }).await;
+    // The days of 23 and of 25 hours of 2026.
+    for (first, last, next) in [
+        ("2026-03-28T23:00:00Z", "2026-03-29T21:59:59Z", "2026-03-29T22:00:00Z"),
+        ("2026-10-24T22:00:00Z", "2026-10-25T22:59:59Z", "2026-10-25T23:00:00Z"),
+    ] {
+        for (time, left) in [(first, 8), (last, 7), (next, 8)] {
+            server.set_time(time);
+            assert_eq!(remaining(&server.check(&made.secret).await), [("l", left)], "{time}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
 mod input;
 mod limits;
 mod restrictions;
-mod verdicts;
+pub(crate) mod verdicts;

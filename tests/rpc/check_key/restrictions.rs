@@ -165,12 +165,19 @@ async fn a_plan_takes_scopes_away_on_the_next_check_but_never_tollgates_own() {
     server.account(account("acct_n", "narrowed")).await;
     let scopes = strings(&["tasks:read", "notes:read", "tollgate:check"]);
     let secret = server.key(Key { account_id: "acct_n".to_owned(), scopes, ..key("k") }).await.secret;
+    let admin = Key { account_id: "acct_n".to_owned(), scopes: strings(&["admin:*"]), ..key("admin") };
+    let admin = server.key(admin).await.secret;
     let asking = |scope: &str| CheckKeyRequest { all_of: strings(&[scope]), ..of(&secret) };
     let allows = async |scope: &str| server.ask(asking(scope)).await.allowed;
     assert!(allows("tasks:read").await && allows("notes:read").await);
     let change = Plan { allowed_scopes: strings(&["notes:*"]), ..plan("narrowed") };
     server.change_plan(change, &["allowed_scopes"]).await;
     assert!(!allows("tasks:read").await && allows("notes:read").await && allows("tollgate:check").await);
+    // What is told of the key is what it may do.
+    assert_eq!(server.check(&secret).await.scopes, ["notes:read", "tollgate:check"]);
+    assert_eq!(server.check(&admin).await.scopes, ["notes:*"]);
+    server.change_plan(plan("narrowed"), &["allowed_scopes"]).await;
+    assert_eq!(server.check(&secret).await.scopes, ["tasks:read", "notes:read", "tollgate:check"]);
 }
 
 #[tokio::test]

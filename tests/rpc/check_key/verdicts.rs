@@ -35,7 +35,7 @@ fn context() -> CheckContext {
 }
 
 /// A request for each verdict.
-async fn requests(server: &Server) -> Vec<(Verdict, CheckKeyRequest)> {
+pub(crate) async fn requests(server: &Server) -> Vec<(Verdict, CheckKeyRequest)> {
     let (_, allowed) = server.plain_key("allowed").await;
     let (revoked_id, revoked) = server.plain_key("revoked").await;
     server.revoke(&revoked_id).await;

@@ -105,9 +105,10 @@ pub(in crate::transport::grpc) fn check_to(answer: Answer, http_status: u16) -> 
         response.plan = subject.terms.plan_id.to_string();
         response.key_name = record.name.to_string();
         response.environment = environment_to(record.environment).into();
-        response.scopes = record.policy.scopes.iter().map(ToString::to_string).collect();
+        let scopes = subject.terms.usable_scopes(&record.policy.scopes);
+        response.scopes = scopes.map(|scope| scope.as_str().to_owned()).collect();
         response.metadata = record.metadata.as_ref().map(|metadata| (**metadata).clone()).unwrap_or_default();
-        response.expire_time = record.expire_time.map(timestamp_to);
+        response.expire_time = record.expiry.time().map(timestamp_to);
     }
     response
 }

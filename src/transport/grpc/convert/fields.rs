@@ -2,17 +2,25 @@
 
 use prost_types::{Duration, FieldMask, Timestamp};
 
-use crate::domain::{AccountId, Environment, Invalid, KeyId, PlanId, Time, shown};
+use crate::domain::{AccountId, Environment, Invalid, KeyId, PlanId, Time, caps, shown};
 use crate::engine::{Error, Violation};
 use crate::proto::v1;
+
+/// Most that is told to be wrong with one message.
+const VIOLATIONS_MAX: usize = 8;
+/// Longest list that is looked at; some have shorter bounds of their own.
+const LIST_MAX: usize = caps::SCOPES_MAX;
 
 /// What is wrong with a message, gathered field by field.
 #[derive(Debug, Default)]
 pub(in crate::transport::grpc) struct Violations(Vec<Violation>);
 
 impl Violations {
-    /// Notes that a field is wrong.
+    /// Notes that a field is wrong. More than fit into the head of an answer are passed over.
     pub(in crate::transport::grpc) fn add(&mut self, field: impl Into<String>, message: impl Into<String>) {
+        if self.0.len() >= VIOLATIONS_MAX {
+            return;
+        }
         self.0.push(Violation { field: field.into(), message: message.into() });
     }
 
@@ -29,13 +37,18 @@ impl Violations {
         })
     }
 
-    /// The parsed entries of a list; each wrong one is noted with its place.
+    /// The parsed entries of a list; each wrong one is noted with its place. A list that is longer than any may be is not
+    /// looked at.
     pub(super) fn take_list<S, T>(
         &mut self,
         field: &str,
         list: &[S],
         parse: impl Fn(&S) -> Result<T, Invalid>,
     ) -> Vec<T> {
+        if list.len() > LIST_MAX {
+            self.add(field, format!("has {} entries; at most {LIST_MAX} are allowed", list.len()));
+            return Vec::new();
+        }
         let parsed = list.iter().enumerate().filter_map(|(i, entry)| match parse(entry) {
             Ok(value) => Some(value),
             Err(error) => {
@@ -145,7 +158,7 @@ pub(super) fn masked(
     if mask.paths == ["*"] {
         return changeable.to_vec();
     }
-    for path in mask.paths.iter().filter(|path| !changeable.contains(&path.as_str())) {
+    for path in mask.paths.iter().filter(|path| !changeable.contains(&path.as_str())).take(VIOLATIONS_MAX) {
         let message = format!("`{}` cannot be changed; `*` and these can: {}", shown(path), changeable.join(", "));
         violations.add("update_mask", message);
     }

@@ -260,7 +260,12 @@ pub(in crate::transport::grpc) fn key_to(stored: &StoredKey, now: Time) -> v1::K
         auto_renew: key.auto_renew_millis.map(|millis| v1::AutoRenew { period: Some(duration_to(millis)) }),
         rotate_time: key.rotate_time.map(timestamp_to),
         previous_prefix: key.previous.as_ref().map(|previous| previous.prefix.clone()).unwrap_or_default(),
-        previous_expire_time: key.previous.as_ref().map(|previous| timestamp_to(previous.expire_time)),
+        // A rotation without grace ended it then and there.
+        previous_expire_time: key
+            .previous
+            .as_ref()
+            .and_then(|p| key.rotate_time.max(Some(p.expire_time)))
+            .map(timestamp_to),
         metadata: key.metadata.clone(),
         etag: key.revision.etag(),
         usage: None,
