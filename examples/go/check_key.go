@@ -4,9 +4,14 @@
 // Once, in this folder, with protoc, protoc-gen-go and protoc-gen-go-grpc:
 //
 //	go mod init example.com/check
-//	map() { for f in key types usage; do echo "--$1=Mtollgate/v1/$f.proto=example.com/check/tollgatev1"; done; }
-//	protoc -I ../../proto --go_out=. --go_opt=module=example.com/check $(map go_opt) \
-//	  --go-grpc_out=. --go-grpc_opt=module=example.com/check $(map go-grpc_opt) \
+//	map() {
+//	  for f in key types usage; do echo "--$1_opt=Mtollgate/v1/$f.proto=example.com/check/tollgatev1"; done
+//	  for f in annotations field_behavior http; do
+//	    echo "--$1_opt=Mgoogle/api/$f.proto=google.golang.org/genproto/googleapis/api/annotations"
+//	  done
+//	}
+//	protoc -I ../../proto $(map go) --go_out=. --go_opt=module=example.com/check \
+//	  $(map go-grpc) --go-grpc_out=. --go-grpc_opt=module=example.com/check \
 //	  tollgate/v1/key.proto tollgate/v1/types.proto tollgate/v1/usage.proto
 //	go mod tidy
 //
