@@ -109,7 +109,8 @@ async fn speak<S: Service>(
             }
             return;
         }
-        () = shared.draining.cancelled() => shared.options.drain_timeout,
+        // The worker cuts what is left when the drain is over, and says so once for all.
+        () = shared.draining.cancelled() => Duration::MAX,
         () = old(shared.options.connection_age_max) => shared.options.connection_age_grace,
     };
     connection.as_mut().graceful_shutdown();
