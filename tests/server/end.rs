@@ -19,7 +19,11 @@ async fn an_old_connection_is_replaced_without_an_error() {
     let mut peers = HashSet::new();
     let replaced = tokio::time::timeout(PATIENCE, async {
         while peers.len() < 4 {
-            peers.insert(ask(&client, "peer").await);
+            let answer = ask(&client, "peer").await;
+            // tonic's channel gives up a call that it has queued, and not sent, when the connection goes at that moment.
+            if !answer.contains("operation was canceled") {
+                peers.insert(answer);
+            }
         }
     });
     assert!(replaced.await.is_ok(), "one connection stays for ever");
