@@ -2,6 +2,7 @@
 
 mod account_service;
 mod convert;
+mod hot;
 mod key_service;
 mod page;
 mod plan_service;
