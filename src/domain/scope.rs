@@ -77,6 +77,14 @@ impl Scope {
     }
 }
 
+impl ScopeRef<'static> {
+    /// One of Tollgate's own, named in this program.
+    pub(crate) fn own(name: &'static str) -> Self {
+        debug_assert!(OWN_SCOPES.contains(&name), "{name} is none of Tollgate's own scopes");
+        Self(name)
+    }
+}
+
 impl<'a> ScopeRef<'a> {
     /// From its text, in the form of a [`Scope`].
     pub fn parse(text: &'a str) -> Result<Self, Invalid> {

@@ -79,8 +79,7 @@ impl Caller {
     /// Refuses a caller whose key lacks one of Tollgate's own scopes.
     pub fn require(&self, scope: &'static str) -> Result<(), Error> {
         let Self::Key(caller) = self else { return Ok(()) };
-        let wanted = ScopeRef::parse(scope).map_err(|error| Error::Internal(error.to_string()))?;
-        if grants(&caller.record, &caller.terms, wanted) {
+        if grants(&caller.record, &caller.terms, ScopeRef::own(scope)) {
             return Ok(());
         }
         Err(Error::PermissionDenied(format!("the caller's key `{}` lacks the scope `{scope}`", caller.key_id)))

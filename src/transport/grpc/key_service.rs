@@ -42,7 +42,28 @@ impl Keys {
         Ok(Some(caller))
     }
 
-    fn check(&self, caller: Option<&Caller>, request: &v1::CheckKeyRequest, now: Time) -> Answer<v1::CheckKeyResponse> {
+    /// A check, for the generated service and for the short way round it.
+    pub(super) async fn answer_check(
+        &self,
+        request: &Request<v1::CheckKeyRequest>,
+    ) -> Result<v1::CheckKeyResponse, Status> {
+        let mut now = self.now();
+        let caller = self.checker(request, now)?;
+        let request = request.get_ref();
+        if request.min_revision != 0 {
+            let revision = convert::revision_from(request.min_revision).map_err(|error| status_from(&error))?;
+            self.0.engine.await_revision(revision, REVISION_WAIT).await.map_err(|error| status_from(&error))?;
+            now = self.now();
+        }
+        self.check(caller.as_ref(), request, now)
+    }
+
+    fn check(
+        &self,
+        caller: Option<&Caller>,
+        request: &v1::CheckKeyRequest,
+        now: Time,
+    ) -> Result<v1::CheckKeyResponse, Status> {
         let api = &*self.0;
         if !request.operation_id.is_empty() {
             return Err(Status::unimplemented("`operation_id` is not implemented yet; leave it empty"));
@@ -52,7 +73,7 @@ impl Keys {
         let answer = api.engine.check(&check, now);
         api.metrics.check(answer.verdict);
         let http_status = api.http_statuses.of(answer.verdict);
-        Ok(Response::new(convert::check_to(answer, http_status)))
+        Ok(convert::check_to(answer, http_status))
     }
 
     fn now(&self) -> Time {
@@ -63,15 +84,7 @@ impl Keys {
 #[tonic::async_trait]
 impl KeyService for Keys {
     async fn check_key(&self, request: Request<v1::CheckKeyRequest>) -> Answer<v1::CheckKeyResponse> {
-        let mut now = self.now();
-        let caller = self.checker(&request, now)?;
-        let request = request.get_ref();
-        if request.min_revision != 0 {
-            let revision = convert::revision_from(request.min_revision).map_err(|error| status_from(&error))?;
-            self.0.engine.await_revision(revision, REVISION_WAIT).await.map_err(|error| status_from(&error))?;
-            now = self.now();
-        }
-        self.check(caller.as_ref(), request, now)
+        self.answer_check(&request).await.map(Response::new)
     }
 
     async fn create_key(&self, request: Request<v1::CreateKeyRequest>) -> Answer<v1::CreateKeyResponse> {

@@ -2,6 +2,7 @@
 
 mod account_service;
 mod convert;
+mod hot;
 mod key_service;
 mod page;
 mod plan_service;
@@ -130,7 +131,7 @@ const STORE_CALLS_PER_ACCOUNT_MAX: usize = 32;
 /// The key in `authorization: Bearer <key>` (RFC 6750, section 2.1).
 fn bearer(metadata: &MetadataMap) -> Result<&str, Error> {
     let refused = |verdict, message: &str| Error::Unauthenticated { verdict, message: message.to_owned() };
-    let mut values = metadata.get_all("authorization").iter();
+    let mut values = metadata.as_ref().get_all(http::header::AUTHORIZATION).iter();
     let Some(value) = values.next() else {
         return Err(refused(Verdict::Missing, "a key is required: send `authorization: Bearer <key>` in the metadata"));
     };

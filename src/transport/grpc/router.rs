@@ -10,10 +10,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use http::{HeaderName, HeaderValue};
+use http_body_util::Full;
 use hyper::body::Incoming;
-use tonic::Code;
 use tonic::body::Body;
+use tonic::metadata::MetadataMap;
 use tonic::service::Routes;
+use tonic::{Code, Status};
 use tower::Service;
 use tracing::Instrument as _;
 
@@ -26,6 +29,7 @@ use crate::transport::server::{PeerInfo, RequestClass};
 
 use super::Api;
 use super::account_service::Accounts;
+use super::hot;
 use super::key_service::Keys;
 use super::plan_service::Plans;
 use super::request_id::request_id;
@@ -43,10 +47,15 @@ pub fn classify(path: &str) -> RequestClass {
     }
 }
 
-/// Everything that is served on the gRPC port.
+/// Everything that is served on the gRPC port. A clone is a reference count, which no other worker touches if each has a
+/// router of its own.
 #[derive(Clone, Debug)]
-pub struct Router {
+pub struct Router(Arc<Services>);
+
+#[derive(Debug)]
+struct Services {
     api: Arc<Api>,
+    checks: Keys,
     keys: KeyServiceServer<Keys>,
     imports: KeyServiceServer<Keys>,
     rest: Routes,
@@ -80,27 +89,47 @@ impl Router {
                 routes.add_service(v1).add_service(v1alpha);
             }
         }
-        Self {
+        Self(Arc::new(Services {
             api: Arc::clone(api),
+            checks: Keys(Arc::clone(api)),
             keys: service().max_decoding_message_size(bytes_max),
             imports: service().max_decoding_message_size(api.import_message_bytes_max),
             rest: routes.routes().prepare(),
-        }
+        }))
     }
 
-    fn dispatch(&mut self, request: Request) -> Answer {
+    fn dispatch(&self, request: Request) -> Answer {
         let path = request.uri().path();
-        if path == IMPORT_KEYS {
-            self.imports.call(request)
+        if path == CHECK_KEY && hot::is_plain(&request) {
+            Box::pin(Arc::clone(&self.0).check(request))
+        } else if path == IMPORT_KEYS {
+            self.0.imports.clone().call(request)
         } else if path
             .strip_prefix('/')
             .and_then(|path| path.split_once('/'))
             .is_some_and(|(name, _)| name == KEY_SERVICE)
         {
-            self.keys.call(request)
+            self.0.keys.clone().call(request)
         } else {
-            Box::pin(self.rest.call(request))
+            Box::pin(self.0.rest.clone().call(request))
         }
+    }
+}
+
+impl Services {
+    /// A check, without what tonic needs for more than one message.
+    async fn check(self: Arc<Self>, request: Request) -> Result<Response, Infallible> {
+        let (head, body) = request.into_parts();
+        let bytes_max = self.api.message_bytes_max;
+        let Some(body) = hot::read(body, bytes_max).await else {
+            return Ok(Status::cancelled("the call was broken off").into_http());
+        };
+        let Some(message) = hot::message(&body, bytes_max) else {
+            return self.keys.clone().call(http::Request::from_parts(head, Full::new(body))).await;
+        };
+        let metadata = MetadataMap::from_headers(head.headers);
+        let request = tonic::Request::from_parts(metadata, head.extensions, message);
+        Ok(hot::response(self.checks.answer_check(&request).await))
     }
 }
 
@@ -114,7 +143,8 @@ impl Service<Request> for Router {
     }
 
     fn call(&mut self, request: Request) -> Counted {
-        let clock = self.api.engine.clock();
+        let api = &self.0.api;
+        let clock = api.engine.clock();
         let rpc = RpcLabel::from_path(request.uri().path());
         let start = clock.monotonic();
         let spanless = request.uri().path() == CHECK_KEY && !tracing::enabled!(tracing::Level::DEBUG);
@@ -125,9 +155,9 @@ impl Service<Request> for Router {
             let peer = request.extensions().get::<PeerInfo>().map(|peer| peer.remote().to_string());
             let span = tracing::info_span!("call", request_id = %id, rpc = rpc.name(), peer);
             let answer = self.dispatch(request);
-            Box::pin(logged(answer, Arc::clone(&self.api), start).instrument(span))
+            Box::pin(logged(answer, Arc::clone(api), start).instrument(span))
         };
-        Counted { answer, api: Arc::clone(&self.api), rpc, start }
+        Counted { answer, services: Arc::clone(&self.0), rpc, start }
     }
 }
 
@@ -142,7 +172,7 @@ async fn logged(answer: Answer, api: Arc<Api>, start: Duration) -> Result<Respon
 /// A call that is counted when its answer begins.
 pub struct Counted {
     answer: Answer,
-    api: Arc<Api>,
+    services: Arc<Services>,
     rpc: RpcLabel,
     start: Duration,
 }
@@ -158,22 +188,29 @@ impl Future for Counted {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let Poll::Ready(Ok(mut response)) = self.answer.as_mut().poll(context) else { return Poll::Pending };
-        blame_sender(&mut response);
-        let took = self.api.engine.clock().monotonic().saturating_sub(self.start);
-        self.api.metrics.rpc(self.rpc, code_of(&response), took);
+        let code = blame_sender(&mut response);
+        let api = &self.services.api;
+        let took = api.engine.clock().monotonic().saturating_sub(self.start);
+        api.metrics.rpc(self.rpc, code, took);
         Poll::Ready(Ok(response))
     }
 }
 
-/// tonic answers INTERNAL to a message that does not decode, which is the sender's fault: `INVALID_ARGUMENT`.
-fn blame_sender(response: &mut Response) {
-    let undecodable = |message: &http::HeaderValue| message.as_bytes().starts_with(b"failed%20to%20decode");
-    if code_of(response) == Code::Internal && response.headers().get("grpc-message").is_some_and(undecodable) {
-        response.headers_mut().insert("grpc-status", http::HeaderValue::from_static("3"));
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+
+/// tonic answers INTERNAL to a message that does not decode, which is the sender's fault: `INVALID_ARGUMENT`. Returns the
+/// code that the answer then has.
+fn blame_sender(response: &mut Response) -> Code {
+    let code = code_of(response);
+    let undecodable = |message: &HeaderValue| message.as_bytes().starts_with(b"failed%20to%20decode");
+    if code == Code::Internal && response.headers().get("grpc-message").is_some_and(undecodable) {
+        response.headers_mut().insert(GRPC_STATUS, HeaderValue::from_static("3"));
+        return Code::InvalidArgument;
     }
+    code
 }
 
 /// The code of an answer without a body is in its head; one with a body went well up to here.
 fn code_of(response: &Response) -> Code {
-    response.headers().get("grpc-status").map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()))
+    response.headers().get(GRPC_STATUS).map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()))
 }

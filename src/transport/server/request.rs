@@ -7,12 +7,11 @@ use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderName, Request, Response};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 use tonic::body::Body;
@@ -29,47 +28,61 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    /// Answers a request by the service, within bounds.
-    pub(super) async fn answer<S: Service>(
+    /// Answers a request by the service, within bounds. The call begins here, and not when the future is first polled, so
+    /// that the future is small: it is moved several times, and a request with its service is a kilobyte.
+    pub(super) fn answer<S: Service>(
         self: Arc<Self>,
         mut service: S,
         mut request: Request<Incoming>,
-    ) -> Result<Response<Body>, Infallible> {
+    ) -> impl Future<Output = Result<Response<Body>, Infallible>> + Send + use<S> {
         let options = &self.shared.options;
         let path = request.uri().path();
         let (class, rpc) = ((options.classify)(path), RpcLabel::from_path(path));
         let limit = time_limit(options, class, request.headers());
         request.extensions_mut().insert(self.peer.clone());
 
-        let mut place = None;
-        if class != RequestClass::Hot {
-            place = self.place();
-            if place.is_none() {
-                return Ok(self.shed(rpc, Duration::ZERO));
+        let place = if class == RequestClass::Hot { None } else { self.place() };
+        let admitted = class == RequestClass::Hot || place.is_some();
+        // What is not ready at once has too much to do already.
+        let ready = admitted && service.poll_ready(&mut Context::from_waker(Waker::noop())).is_ready();
+        let call = ready.then(|| std::panic::catch_unwind(AssertUnwindSafe(|| service.call(request))));
+        async move {
+            match call {
+                Some(Ok(call)) => self.finish(call, place, rpc, limit).await,
+                Some(Err(_)) => Ok(self.broke(rpc, Duration::ZERO)),
+                None => Ok(self.shed(rpc, Duration::ZERO)),
             }
         }
-        std::future::poll_fn(|cx| service.poll_ready(cx)).await?;
-        let call = pin!(service.call(request));
-        let mut call = Caught(call);
+    }
+
+    async fn finish<F: Future<Output = Result<Response<Body>, Infallible>>>(
+        &self,
+        call: F,
+        place: Option<Place>,
+        rpc: RpcLabel,
+        limit: Duration,
+    ) -> Result<Response<Body>, Infallible> {
+        let mut call = Caught(pin!(call));
         if let Poll::Ready(answer) = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut call).poll(cx))).await {
             return Ok(answer.unwrap_or_else(|Panicked| self.broke(rpc, Duration::ZERO)));
         }
 
         let since = Instant::now();
-        place = place.or_else(|| self.place());
-        if place.is_none() {
+        let Some(_place) = place.or_else(|| self.place()) else {
             return Ok(self.shed(rpc, since.elapsed()));
-        }
-        match tokio::time::timeout_at(since + limit, call).await {
+        };
+        // In a box, because a timer is large and most requests need none.
+        match Box::pin(tokio::time::timeout_at(since + limit, call)).await {
             Ok(answer) => Ok(answer.unwrap_or_else(|Panicked| self.broke(rpc, since.elapsed()))),
             Err(_) => Ok(self.time_out(rpc, limit)),
         }
     }
 
     /// A place among the requests under way, unless all are taken.
-    fn place(&self) -> Option<Place<'_>> {
-        let place = Place(&self.shared.in_flight);
-        (place.0.fetch_add(1, Relaxed) < self.shared.options.in_flight_max).then_some(place)
+    fn place(&self) -> Option<Place> {
+        let before = self.shared.in_flight.fetch_add(1, Relaxed);
+        let place = Place(Arc::clone(&self.shared));
+        (before < self.shared.options.in_flight_max).then_some(place)
     }
 
     fn shed(&self, rpc: RpcLabel, took: Duration) -> Response<Body> {
@@ -112,13 +125,16 @@ impl<F: Future<Output = Result<Response<Body>, Infallible>> + Unpin> Future for 
 
 /// A place among the requests under way; given back when dropped, also where it was one too many.
 #[derive(Debug)]
-struct Place<'a>(&'a AtomicUsize);
+struct Place(Arc<Shared>);
 
-impl Drop for Place<'_> {
+impl Drop for Place {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
+        self.0.in_flight.fetch_sub(1, Relaxed);
     }
 }
+
+/// As a constant it is not looked for by its letters each time.
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// The server's limit, or the caller's where that is shorter. What can't be read as a limit is none.
 fn time_limit(options: &ServerOptions, class: RequestClass, headers: &HeaderMap) -> Duration {
@@ -126,7 +142,7 @@ fn time_limit(options: &ServerOptions, class: RequestClass, headers: &HeaderMap)
         RequestClass::Hot | RequestClass::Ordinary => options.request_timeout,
         RequestClass::Long => options.long_request_timeout,
     };
-    let asked = headers.get("grpc-timeout").and_then(|value| parse_timeout(value.as_bytes()));
+    let asked = headers.get(GRPC_TIMEOUT).and_then(|value| parse_timeout(value.as_bytes()));
     asked.map_or(limit, |asked| asked.min(limit))
 }
 
@@ -167,7 +183,7 @@ mod tests {
             (RequestClass::Long, Some("2M"), 120),
             (RequestClass::Ordinary, Some("soon"), 10),
         ] {
-            let headers = header.map(|value| (http::HeaderName::from_static("grpc-timeout"), value.parse().unwrap()));
+            let headers = header.map(|value| (HeaderName::from_static("grpc-timeout"), value.parse().unwrap()));
             let headers = HeaderMap::from_iter(headers);
             assert_eq!(time_limit(&options, class, &headers), Duration::from_secs(seconds), "{class:?} {header:?}");
         }

@@ -1,3 +1,4 @@
+mod frames;
 mod input;
 mod limits;
 mod restrictions;

@@ -101,9 +101,9 @@ pub(in crate::transport::grpc) fn check_to(answer: Answer, http_status: u16) -> 
     if let Some(subject) = subject {
         let record = &subject.record;
         response.key_id = subject.key_id.to_string();
-        response.account_id = subject.terms.account_id.to_string();
-        response.plan = subject.terms.plan_id.to_string();
-        response.key_name = record.name.to_string();
+        response.account_id = subject.terms.account_id.as_str().into();
+        response.plan = subject.terms.plan_id.as_str().into();
+        response.key_name = (*record.name).into();
         response.environment = environment_to(record.environment).into();
         let scopes = subject.terms.usable_scopes(&record.policy.scopes);
         response.scopes = scopes.map(|scope| scope.as_str().to_owned()).collect();
@@ -122,7 +122,7 @@ pub(in crate::transport::grpc) fn limit_states(limits: &[LimitStatus]) -> Vec<v1
             Level::Account => v1::Level::Account,
         };
         v1::LimitState {
-            name: limit.name.to_string(),
+            name: limit.name.as_str().to_owned(),
             level: level.into(),
             capacity: units_to(limit.capacity),
             period: period.into(),
