@@ -50,7 +50,7 @@ fn check(args: &ConfigArgs, output: Output) -> Outcome {
     let source = args.file().map_or_else(|| "no file".into(), |path| format!("`{}`", path.display()));
     let set = loaded.origins.len();
     out::say(&format!(
-        "the configuration is valid: {source}, {set} of {} settings are not left at their defaults",
+        "the configuration is valid: {source}, {set} of {} settings are set, the others at their defaults",
         KEYS.len()
     ))
 }
