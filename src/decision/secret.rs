@@ -10,9 +10,8 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use secrecy::{ExposeSecret as _, SecretString};
 use sha2::{Digest as _, Sha256};
 
-use crate::domain::{Environment, Invalid, SecretHash};
+use crate::domain::{Environment, Invalid, SecretHash, base62};
 
-const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 const RANDOM_DIGITS: usize = 43;
 const CHECKSUM_DIGITS: usize = 6;
 /// Random digits that may be shown: 24 of the 256 bits.
@@ -177,15 +176,14 @@ fn base62(bytes: &[u8; 32]) -> String {
         }
         *digit = u8::try_from(remainder).unwrap_or(0);
     }
-    digits.iter().filter_map(|&digit| BASE62.get(usize::from(digit))).map(|&b| char::from(b)).collect()
+    digits.iter().map(|&digit| char::from(base62::last_digit(u64::from(digit)))).collect()
 }
 
 fn push_digits(text: &mut String, number: u32) {
     let mut digits = [b'0'; CHECKSUM_DIGITS];
     let mut rest = number;
     for digit in digits.iter_mut().rev() {
-        let value = usize::try_from(rest % 62).unwrap_or(0);
-        *digit = BASE62.get(value).copied().unwrap_or(b'0');
+        *digit = base62::last_digit(u64::from(rest));
         rest /= 62;
     }
     text.extend(digits.iter().map(|&b| char::from(b)));
@@ -194,13 +192,7 @@ fn push_digits(text: &mut String, number: u32) {
 fn parse_digits(text: &str) -> Option<u32> {
     let mut number: u64 = 0;
     for digit in text.bytes() {
-        let value = match digit {
-            b'0'..=b'9' => digit - b'0',
-            b'A'..=b'Z' => digit - b'A' + 10,
-            b'a'..=b'z' => digit - b'a' + 36,
-            _ => return None,
-        };
-        number = number * 62 + u64::from(value);
+        number = number * 62 + u64::from(base62::value(digit)?);
     }
     u32::try_from(number).ok()
 }
@@ -285,8 +277,8 @@ mod tests {
         #[test]
         fn one_wrong_character_is_noticed(random: [u8; 32], place in 8_usize..57, by in 1_u8..62) {
             let mut bytes = made(Environment::Live, &random).into_bytes();
-            let old = BASE62.iter().position(|&b| b == bytes[place]).unwrap();
-            bytes[place] = BASE62[(old + usize::from(by)) % 62];
+            let old = base62::DIGITS.iter().position(|&b| b == bytes[place]).unwrap();
+            bytes[place] = base62::DIGITS[(old + usize::from(by)) % 62];
             prop_assert_eq!(Brand::default().shape(std::str::from_utf8(&bytes).unwrap()), Shape::Malformed);
         }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Invalid, shown};
+use super::{Invalid, base62, shown};
 
 /// A place in the order of all changes of the store; 0 is before the first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -36,7 +36,6 @@ impl Revision {
 }
 
 const KEY_PREFIX: &str = "key_";
-const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 /// Base62 digits of 128 bits.
 const KEY_DIGITS: usize = 22;
 
@@ -67,13 +66,7 @@ impl KeyId {
         }
         let mut number: u128 = 0;
         for digit in digits.bytes() {
-            let value = match digit {
-                b'0'..=b'9' => digit - b'0',
-                b'A'..=b'Z' => digit - b'A' + 10,
-                b'a'..=b'z' => digit - b'a' + 36,
-                _ => return None,
-            };
-            number = number.checked_mul(62)?.checked_add(u128::from(value))?;
+            number = number.checked_mul(62)?.checked_add(u128::from(base62::value(digit)?))?;
         }
         Some(Self(number.to_be_bytes()))
     }
@@ -91,8 +84,7 @@ impl fmt::Display for KeyId {
         for (digits, part) in [first, second, third].into_iter().zip(parts) {
             let mut part = u64::try_from(part).unwrap_or(0);
             for digit in digits.iter_mut().rev() {
-                let value = usize::try_from(part % 62).unwrap_or(0);
-                *digit = BASE62.get(value).copied().unwrap_or(b'0');
+                *digit = base62::last_digit(part);
                 part /= 62;
             }
         }

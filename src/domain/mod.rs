@@ -6,6 +6,7 @@
 //! is allowed, to which the caller adds the field.
 
 mod account;
+pub mod base62;
 mod id;
 mod key;
 mod limit;
