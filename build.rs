@@ -21,6 +21,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         "tollgate/v1/key.proto",
         "tollgate/v1/account.proto",
         "tollgate/v1/plan.proto",
+        "envoy/service/auth/v3/external_auth.proto",
+        "envoy/service/ratelimit/v3/rls.proto",
     ])?;
 
     // Written by protox itself, because prost's own types drop the google.api options.
