@@ -160,6 +160,17 @@ pub struct LimitStatus {
     pub exceeded: bool,
 }
 
+/// The limit that is nearest to its end: one that is why a check was refused, or else the one with the least share left.
+#[must_use]
+pub fn nearest_limit(limits: &[LimitStatus]) -> Option<&LimitStatus> {
+    // a.remaining / a.capacity < b.remaining / b.capacity, without fractions.
+    let share = |a: &LimitStatus, b: &LimitStatus| {
+        let product = |x: u64, y: u64| u128::from(x) * u128::from(y);
+        product(a.remaining, b.limit.capacity).cmp(&product(b.remaining, a.limit.capacity))
+    };
+    limits.iter().min_by(|a, b| b.exceeded.cmp(&a.exceeded).then_with(|| share(a, b)))
+}
+
 /// Whose budget a limit is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {

@@ -21,27 +21,30 @@ use tower::Service;
 use tracing::Instrument as _;
 
 use crate::proto::DESCRIPTORS;
+use crate::proto::envoy::service::auth::v3::authorization_server::AuthorizationServer;
 use crate::proto::v1::account_service_server::AccountServiceServer;
 use crate::proto::v1::key_service_server::{KeyServiceServer, SERVICE_NAME as KEY_SERVICE};
 use crate::proto::v1::plan_service_server::PlanServiceServer;
 use crate::telemetry::metrics::RpcLabel;
+use crate::transport::request_id::request_id;
 use crate::transport::server::{PeerInfo, RequestClass};
 
 use super::Api;
 use super::account_service::Accounts;
+use super::ext_authz::{self, ExtAuthz};
 use super::hot;
 use super::key_service::Keys;
 use super::plan_service::Plans;
-use super::request_id::request_id;
 
 const CHECK_KEY: &str = "/tollgate.v1.KeyService/CheckKey";
+const EXT_AUTHZ: &str = "/envoy.service.auth.v3.Authorization/Check";
 const IMPORT_KEYS: &str = "/tollgate.v1.KeyService/ImportKeys";
 
 /// How the server bounds a call.
 #[must_use]
 pub fn classify(path: &str) -> RequestClass {
     match path {
-        CHECK_KEY => RequestClass::Hot,
+        CHECK_KEY | EXT_AUTHZ => RequestClass::Hot,
         IMPORT_KEYS => RequestClass::Long,
         _ => RequestClass::Ordinary,
     }
@@ -56,6 +59,8 @@ pub struct Router(Arc<Services>);
 struct Services {
     api: Arc<Api>,
     checks: Keys,
+    edges: ExtAuthz,
+    authorization: AuthorizationServer<ExtAuthz>,
     keys: KeyServiceServer<Keys>,
     imports: KeyServiceServer<Keys>,
     rest: Routes,
@@ -92,6 +97,9 @@ impl Router {
         Self(Arc::new(Services {
             api: Arc::clone(api),
             checks: Keys(Arc::clone(api)),
+            edges: ExtAuthz(Arc::clone(api)),
+            authorization: AuthorizationServer::new(ExtAuthz(Arc::clone(api)))
+                .max_decoding_message_size(ext_authz::MESSAGE_BYTES_MAX),
             keys: service().max_decoding_message_size(bytes_max),
             imports: service().max_decoding_message_size(api.import_message_bytes_max),
             rest: routes.routes().prepare(),
@@ -102,6 +110,10 @@ impl Router {
         let path = request.uri().path();
         if path == CHECK_KEY && hot::is_plain(&request) {
             Box::pin(Arc::clone(&self.0).check(request))
+        } else if path == EXT_AUTHZ && hot::is_plain(&request) {
+            Box::pin(Arc::clone(&self.0).authorize(request))
+        } else if path == EXT_AUTHZ {
+            self.0.authorization.clone().call(request)
         } else if path == IMPORT_KEYS {
             self.0.imports.clone().call(request)
         } else if path
@@ -133,6 +145,21 @@ impl Services {
     }
 }
 
+impl Services {
+    /// The same for Envoy.
+    async fn authorize(self: Arc<Self>, request: Request) -> Result<Response, Infallible> {
+        let (head, body) = request.into_parts();
+        let Some(body) = hot::read(body, ext_authz::MESSAGE_BYTES_MAX).await else {
+            return Ok(Status::cancelled("the call was broken off").into_http());
+        };
+        let Some(message) = hot::encoded(&body, ext_authz::MESSAGE_BYTES_MAX) else {
+            return self.authorization.clone().call(http::Request::from_parts(head, Full::new(body))).await;
+        };
+        let metadata = MetadataMap::from_headers(head.headers);
+        Ok(hot::response(self.edges.answer(&metadata, head.extensions.get::<PeerInfo>(), message)))
+    }
+}
+
 impl Service<Request> for Router {
     type Response = Response;
     type Error = Infallible;
@@ -147,7 +174,8 @@ impl Service<Request> for Router {
         let clock = api.engine.clock();
         let rpc = RpcLabel::from_path(request.uri().path());
         let start = clock.monotonic();
-        let spanless = request.uri().path() == CHECK_KEY && !tracing::enabled!(tracing::Level::DEBUG);
+        let spanless =
+            matches!(request.uri().path(), CHECK_KEY | EXT_AUTHZ) && !tracing::enabled!(tracing::Level::DEBUG);
         let answer = if spanless {
             self.dispatch(request)
         } else {
