@@ -20,6 +20,7 @@ use crate::transport::HttpStatuses;
 use crate::transport::edge::{self, Edge, IdentityNames};
 use crate::transport::grpc::{self, Api, Router};
 use crate::transport::http::{self, HttpOptions, HttpServer};
+use crate::transport::http_check::{self, HttpCheck};
 use crate::transport::server::{self, ServerHandle, ServerOptions, TlsFiles};
 
 use super::setup::{Parts, block_on, database_url};
@@ -76,12 +77,14 @@ async fn serve_parts(
     let index = readiness.require("index");
     let running = readiness.require("running");
     running.set(true);
-    let http_options = HttpOptions { addr: config.server.http_addr, ..HttpOptions::default() };
-    let http = HttpServer::start(http_options, http::routes(readiness.clone(), Arc::clone(&parts.metrics)))?;
     let (mut reporter, health) = tonic_health::server::health_reporter();
     set_health(&reporter, ServingStatus::NotServing).await;
     let serving = Arc::new(AtomicBool::new(false));
     let edge = Arc::new(edge(config, parts));
+    let http_options = HttpOptions { addr: config.server.http_addr, ..HttpOptions::default() };
+    let routes = http::routes(readiness.clone(), Arc::clone(&parts.metrics))
+        .merge(http_check::routes(http_check(config, parts, &edge, &serving)));
+    let http = HttpServer::start(http_options, routes)?;
     let api = Arc::new(api(config, parts, &edge, &serving));
     let server = server::start(options(config), Arc::clone(&parts.metrics), move || Router::new(&api, health.clone()))?;
 
@@ -167,6 +170,16 @@ fn edge(config: &Config, parts: &Parts) -> Edge {
     };
     let statuses = HttpStatuses::with(&config.check.http_status);
     Edge::new(Arc::clone(&parts.engine), Arc::clone(&parts.metrics), statuses, settings)
+}
+
+fn http_check(config: &Config, parts: &Parts, edge: &Arc<Edge>, serving: &Arc<AtomicBool>) -> HttpCheck {
+    HttpCheck {
+        engine: Arc::clone(&parts.engine),
+        edge: Arc::clone(edge),
+        serving: Arc::clone(serving),
+        needs_caller: config.check.auth == CheckAuth::Required,
+        trusted_proxies: config.edge.trusted_proxies.clone(),
+    }
 }
 
 fn api(config: &Config, parts: &Parts, edge: &Arc<Edge>, serving: &Arc<AtomicBool>) -> Api {

@@ -3,6 +3,7 @@
 pub mod edge;
 pub mod grpc;
 pub mod http;
+pub mod http_check;
 mod listen;
 mod request_id;
 pub mod server;

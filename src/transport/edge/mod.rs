@@ -22,7 +22,7 @@ use crate::transport::HttpStatuses;
 
 pub(in crate::transport) use credential::{Credential, Place, Search};
 pub(in crate::transport) use fault::Fault;
-pub(in crate::transport) use policy::{Mode, Policy, PolicyBuilder};
+pub(in crate::transport) use policy::{Mode, NAMES as POLICY_NAMES, Policy, PolicyBuilder};
 pub(in crate::transport) use reply::{Allowed, Decision, Denied, Identity, header_value};
 
 pub use fault::FaultLog;
