@@ -22,6 +22,8 @@ from servers import ENVIRONMENT, Wrong, pinned, say
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "deploy" / "envoy.yaml"
 READY_SECONDS_MAX = 30
+# A second, of h2load.
+TICKS = 100
 # What the shipped file is changed in: the ports, and no upstream. The time limit is another one because timing must not
 # fail the run.
 CHANGES = [
@@ -59,6 +61,10 @@ def config(tollgate, checked):
         if times == 0:
             raise Wrong(f"deploy/envoy.yaml has nothing like `{pattern}`; benches/envoy.py is to follow it")
     return text
+
+
+def connections_at(rate):
+    return max(1, rate // TICKS)
 
 
 class Envoy:
@@ -104,9 +110,9 @@ class Passage:
         self.envoys, self.tollgate, self.headers = envoys, tollgate, headers
         self.core, self.log, self.work = bench.client_core, bench.log, bench.work
 
-    def load(self, name, requests, *options, seconds_max=600):
+    def load(self, name, requests, connections, *options, seconds_max=600):
         envoy, checked = self.envoys[name], name == "checked"
-        command = ["h2load", "-n", str(requests), "-c", str(CONNECTIONS), "-m", str(STREAMS), "-t", "1",
+        command = ["h2load", "-n", str(requests), "-c", str(connections), "-m", str(STREAMS), "-t", "1",
                    *(word for header, value in self.headers for word in ("-H", f"{header}: {value}")),
                    *options, f"http://{envoy.address}/v1/tasks/4711"]
         with self.tollgate.counting(Load.path, requests, to="tollgate" if checked else "envoy alone"):
@@ -117,28 +123,30 @@ class Passage:
                 **{f"{whose}_cpu_us": round(one / requests * 1e6, 2) for whose, one in zip(("envoy", "tollgate"), cpu)}}
 
     def at_rate(self, name, rate, seconds):
-        """Latency while there is little to do."""
+        """Latency while there is little to do. h2load sends what is due every 10 ms, so a connection has one request at a time
+        and begins a millisecond later than the one before; all at once they would wait for each other."""
         log = self.work / "latency"
         log.unlink(missing_ok=True)
-        per_connection = max(1, rate // CONNECTIONS)
-        self.load(name, per_connection * CONNECTIONS * seconds, f"--rps={per_connection}", f"--log-file={log}")
+        connections = connections_at(rate)
+        self.load(name, connections * TICKS * seconds, connections, f"--rps={TICKS}", "--rate=1", "--rate-period=11ms",
+                  f"--log-file={log}")
         return percentiles(log)
 
     def run(self, args):
         requests = {}
         for name in self.envoys:
-            self.load(name, 5_000)
-            requests[name] = max(1_000, self.load(name, 10_000)["per_second"] * args.seconds)
+            self.load(name, 5_000, CONNECTIONS)
+            requests[name] = max(1_000, self.load(name, 10_000, CONNECTIONS)["per_second"] * args.seconds)
         full, calm = ({name: [] for name in self.envoys} for _ in range(2))
         for number in range(args.rounds):
             for name in self.envoys:
-                full[name].append(self.load(name, requests[name]))
+                full[name].append(self.load(name, requests[name], CONNECTIONS))
             for name in self.envoys:
                 calm[name].append(self.at_rate(name, args.rate, args.seconds))
             say(f"round {number + 1}: " + ", ".join(
                 "{} {per_second}/s, Envoy {envoy_cpu_us} + Tollgate {tollgate_cpu_us} µs".format(name, **full[name][-1])
                 + ", p50 {p50} p99 {p99} µs".format(**calm[name][-1]) for name in self.envoys))
-        return {"rate": args.rate // CONNECTIONS * CONNECTIONS, "full": full, "calm": calm,
+        return {"rate": connections_at(args.rate) * TICKS, "full": full, "calm": calm,
                 "summary": {name: {figure: spread([one[figure] for one in full[name]]) for figure in full[name][0]}
                             | {figure: spread([one[figure] for one in calm[name]]) for figure in calm[name][0]}
                             for name in self.envoys}}

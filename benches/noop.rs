@@ -1,7 +1,7 @@
 //! What a gRPC server costs that decides nothing: the reference that `make bench` holds Tollgate against.
 //!
 //! It is tonic's own server as most people run it at its best: one thread with a current-thread runtime, `TCP_NODELAY`, the
-//! allocator and the build profile of Tollgate. It serves two calls: CheckKey, and the Check of Envoy's external
+//! allocator and the build profile of Tollgate. It serves two calls: `CheckKey`, and the Check of Envoy's external
 //! authorization. It decodes every request in full and encodes the same answer each time, which it reads at its start from
 //! a file: one gRPC message, as Tollgate sent it.
 //!

@@ -64,8 +64,8 @@ def arguments():
     parser.add_argument("--keys", type=positive, default=1_000_000, help="keys to import (default: %(default)s)")
     parser.add_argument("--rounds", type=positive, default=7, help="rounds of both servers (default: %(default)s)")
     parser.add_argument("--seconds", type=positive, default=5, help="length of a round, about (default: %(default)s)")
-    parser.add_argument("--rate", type=positive, default=2_000,
-                        help="requests a second at which Envoy's latency is taken (default: %(default)s)")
+    parser.add_argument("--rate", type=positive, default=1_000,
+                        help="requests a second at which Envoy's latency is taken, in hundreds (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="20,000 keys, 2 rounds of 1 second: whether all of it works")
     parser.add_argument("--data", type=pathlib.Path, metavar="DIR",
                         help="keep the database in this directory, and use the one that is there")
