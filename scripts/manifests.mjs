@@ -34,7 +34,8 @@ const PACKAGES = [
 
 function moduleOf({ apiVersion, kind }) {
   const group = apiVersion.includes("/") ? apiVersion.split("/")[0] : "";
-  const [, name] = PACKAGES.findLast(([end]) => end === "" ? !group.includes(".") : group === end || group.endsWith(`.${end}`)) ?? [];
+  const fits = ([end]) => (end === "" ? !group.includes(".") : group === end || group.endsWith(`.${end}`));
+  const [, name] = PACKAGES.findLast(fits) ?? [];
   const path = name && join(modules, name, apiVersion, `${kind}.js`);
   return path && existsSync(path) ? path : undefined;
 }
@@ -104,7 +105,8 @@ export const manifest: Plain<I${manifest.kind}> = ${literal};
 
 if (sources.size > 0) {
   // The packages' entry points are ES modules without endings, as bundlers read them.
-  const flags = ["--noEmit", "--strict", "--skipLibCheck", "--pretty", "false", "--module", "esnext", "--moduleResolution", "bundler"];
+  const resolution = ["--module", "esnext", "--moduleResolution", "bundler"];
+  const flags = ["--noEmit", "--strict", "--skipLibCheck", "--pretty", "false", ...resolution];
   const compiler = join(modules, ".bin", "tsc");
   const { status, stdout, error } = spawnSync(compiler, [...flags, ...sources.keys()], { encoding: "utf8", cwd: dirname(work) });
   if (status !== 0) {

@@ -157,7 +157,7 @@ need_manifest_packages() {
   local home=$TOOLS/manifests wanted="${MANIFEST_PACKAGES[*]}"
   need_debian "checks the Kubernetes manifests" npm=npm node=nodejs
   [ "$(cat "$home/installed" 2>/dev/null)" = "$wanted" ] && return
-  say "installing from npm into target/tools: $wanted (checks the Kubernetes manifests)"
+  say "installing from npm into target/tools: $wanted (check the Kubernetes manifests)"
   rm -rf "$home"
   mkdir -p "$home"
   quietly npm-manifests npm install --prefix "$home" --loglevel error --no-audit --no-fund --ignore-scripts \
