@@ -49,7 +49,7 @@ async fn the_clients_address_is_what_envoy_says() {
     let (here, peer) = (bound(&server, "198.51.100.0/24").await, bound(&server, "192.0.2.7").await);
     let operator = format!("Bearer {}", server.operator_secret);
     let known = ("authorization", operator.as_str());
-    let rows: [(&[(&'static str, &str)], &str, &str); 6] = [
+    let rows: [(Pairs<'_>, &str, &str); 6] = [
         (&[known], &peer, "ALLOWED"),
         (&[known, ("x-client-ip", "198.51.100.9")], &here, "ALLOWED"),
         (&[known, ("x-client-ip", "198.51.100.9")], &peer, "IP_DENIED"),

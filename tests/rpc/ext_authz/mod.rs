@@ -8,6 +8,7 @@ mod retries;
 
 use std::collections::BTreeMap;
 
+use prost_types::value::Kind;
 use tollgate::proto::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use tollgate::proto::envoy::config::core::v3::{
     Address, HeaderMap, HeaderValue, HeaderValueOption, SocketAddress, address,
@@ -21,6 +22,9 @@ use tollgate::proto::envoy::service::auth::v3::{
 use tonic::Status;
 
 use crate::harness::Server;
+
+/// Names with their values.
+pub(crate) type Pairs<'a> = &'a [(&'static str, &'a str)];
 
 /// A request as Envoy tells it, with the headers as they were sent.
 pub(crate) fn request(headers: &[(&str, &str)], policy: &[(&str, &str)]) -> CheckRequest {
@@ -75,20 +79,21 @@ pub(crate) async fn ask(server: &Server, request: CheckRequest) -> CheckResponse
     ask_with(server, &[("authorization", &authorization)], request).await.unwrap()
 }
 
-/// What Envoy goes by: the code, and which of the answers it is.
+/// Which of the answers it is.
 #[derive(Debug)]
 pub(crate) enum Outcome {
     Allowed(OkHttpResponse),
-    Denied(i32, DeniedHttpResponse),
-    Failed(i32, DeniedHttpResponse),
+    Denied(DeniedHttpResponse),
+    Failed(DeniedHttpResponse),
 }
 
+/// The answer, whose code has to agree with it.
 pub(crate) fn outcome(answer: &CheckResponse) -> Outcome {
     let code = answer.status.as_ref().expect("an answer without a status lets the request pass").code;
     match (code, answer.http_response.clone()) {
         (0, Some(HttpResponse::OkResponse(ok))) => Outcome::Allowed(ok),
-        (1.., Some(HttpResponse::DeniedResponse(denied))) => Outcome::Denied(code, denied),
-        (1.., Some(HttpResponse::ErrorResponse(failed))) => Outcome::Failed(code, failed),
+        (1.., Some(HttpResponse::DeniedResponse(denied))) => Outcome::Denied(denied),
+        (1.., Some(HttpResponse::ErrorResponse(failed))) => Outcome::Failed(failed),
         other => panic!("code and answer do not agree: {other:?}"),
     }
 }
@@ -100,13 +105,13 @@ pub(crate) fn allowed(answer: &CheckResponse) -> OkHttpResponse {
 
 /// The HTTP status, the headers and the body of a denial.
 pub(crate) fn denied(answer: &CheckResponse) -> (i32, BTreeMap<String, String>, String) {
-    let Outcome::Denied(_, denied) = outcome(answer) else { panic!("{answer:?}") };
+    let Outcome::Denied(denied) = outcome(answer) else { panic!("{answer:?}") };
     (denied.status.unwrap().code, headers(&denied.headers), denied.body)
 }
 
 /// The same of a fault.
 pub(crate) fn failed(answer: &CheckResponse) -> (i32, BTreeMap<String, String>, String) {
-    let Outcome::Failed(_, failed) = outcome(answer) else { panic!("{answer:?}") };
+    let Outcome::Failed(failed) = outcome(answer) else { panic!("{answer:?}") };
     (failed.status.unwrap().code, headers(&failed.headers), failed.body)
 }
 
@@ -125,12 +130,12 @@ pub(crate) fn headers(options: &[HeaderValueOption]) -> BTreeMap<String, String>
 
 /// A field of the dynamic metadata, as text.
 pub(crate) fn metadata(answer: &CheckResponse, name: &str) -> Option<String> {
-    use prost_types::value::Kind;
-    match answer.dynamic_metadata.as_ref()?.fields.get(name)?.kind.clone()? {
-        Kind::StringValue(text) => Some(text),
-        Kind::NumberValue(number) => Some(number.to_string()),
-        other => panic!("{other:?}"),
+    let kind = answer.dynamic_metadata.as_ref()?.fields.get(name)?.kind.clone()?;
+    if let Kind::NumberValue(number) = kind {
+        return Some(number.to_string());
     }
+    let Kind::StringValue(text) = kind else { panic!("{kind:?}") };
+    Some(text)
 }
 
 /// The verdict that an answer tells of.

@@ -11,7 +11,7 @@ async fn scopes_and_environment_are_those_of_the_route() {
     let made = server.key(Key { scopes: strings(&["tasks:read", "files:*"]), ..key("a") }).await;
     let environment = Environment::Test.into();
     let test = server.key(Key { environment, ..key("t") }).await;
-    let rows: [(&str, &[(&str, &str)], &str); 8] = [
+    let rows: [(&str, Pairs<'_>, &str); 8] = [
         (&made.secret, &[("scopes", "tasks:read,files:write")], "ALLOWED"),
         (&made.secret, &[("scopes", "tasks:read tasks:write")], "SCOPE_DENIED"),
         (&made.secret, &[("any_scopes", "tasks:write,files:read")], "ALLOWED"),
