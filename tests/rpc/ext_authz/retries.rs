@@ -55,6 +55,19 @@ async fn a_client_that_repeats_its_request_id_pays_each_time() {
 }
 
 #[tokio::test]
+async fn another_question_about_the_same_stream_is_no_retry() {
+    let server = Server::start().await;
+    let (id, secret) = limited(&server, 10).await;
+    // Two filters in one chain, with policies of their own.
+    for cost in ["1", "5"] {
+        let mut call = stream(&secret, "17", "r1");
+        call.attributes.as_mut().unwrap().context_extensions.insert("cost".to_owned(), cost.to_owned());
+        allowed(&ask(&server, call).await);
+    }
+    assert_eq!(left(&server, &id).await, 4);
+}
+
+#[tokio::test]
 async fn the_last_unit_can_be_asked_for_again_and_spent_once() {
     let server = Server::start().await;
     let (id, secret) = limited(&server, 1).await;
