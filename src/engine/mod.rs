@@ -11,6 +11,7 @@ mod check;
 mod error;
 mod import;
 mod index;
+mod joint;
 mod key;
 mod key_read;
 mod load;
@@ -34,6 +35,7 @@ pub use authority::{Caller, KeyCaller};
 pub use check::{Answer, Check, Subject};
 pub use error::{Error, Violation};
 pub use import::{ImportOutcome, ImportRow, Rehearsal};
+pub use joint::{Payer, Share};
 pub use key::{KeyPatch, MadeKey, NewKey, RevokedKey};
 pub use key_read::{KeyFilter, KeyView, SelfView};
 pub use load::LoadError;
@@ -71,7 +73,8 @@ pub struct Engine {
     options: Options,
     index: index::Index,
     usage: usage::UsageBuffer,
-    /// Held from the first read of a change until it is in the index, so that revisions are applied in their order.
+    /// Held from the first read of a change until it is in the index, so that revisions are applied in their order. Nothing
+    /// is put into the index but under it.
     changing: tokio::sync::Mutex<()>,
     writing_fails: AtomicBool,
     reading_fails: AtomicBool,

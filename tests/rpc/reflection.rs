@@ -35,6 +35,8 @@ macro_rules! version {
                 names.retain(|name| !name.starts_with("grpc.reflection."));
                 names.sort_unstable();
                 let expected = [
+                    "envoy.service.auth.v3.Authorization",
+                    "envoy.service.ratelimit.v3.RateLimitService",
                     "grpc.health.v1.Health",
                     "tollgate.v1.AccountService",
                     "tollgate.v1.KeyService",

@@ -31,24 +31,13 @@ pub(super) struct Keys(pub(super) Arc<Api>);
 type Answer<T> = Result<Response<T>, Status>;
 
 impl Keys {
-    /// Who calls, where a check needs a caller.
-    fn checker(&self, request: &Request<v1::CheckKeyRequest>, now: Time) -> Result<Option<Caller>, Status> {
-        self.0.require_serving()?;
-        if !self.0.check_needs_caller {
-            return Ok(None);
-        }
-        let caller = self.0.caller_at(request, now)?;
-        caller.require("tollgate:check").map_err(|error| status_from(&error))?;
-        Ok(Some(caller))
-    }
-
     /// A check, for the generated service and for the short way round it.
     pub(super) async fn answer_check(
         &self,
         request: &Request<v1::CheckKeyRequest>,
     ) -> Result<v1::CheckKeyResponse, Status> {
         let mut now = self.now();
-        let caller = self.checker(request, now)?;
+        let caller = self.0.checker(request, now)?;
         let request = request.get_ref();
         if request.min_revision != 0 {
             let revision = convert::revision_from(request.min_revision).map_err(|error| status_from(&error))?;

@@ -6,6 +6,7 @@ mod hot;
 mod key_service;
 mod page;
 mod plan_service;
+mod rate_limit;
 mod request_id;
 mod router;
 mod status;
@@ -19,6 +20,7 @@ use tracing::Instrument as _;
 
 use crate::domain::{Time, Verdict};
 use crate::engine::{Caller, Engine, Error};
+use crate::proto::envoy::service::ratelimit::v3::rate_limit_service_server;
 use crate::proto::v1::{account_service_server, key_service_server, plan_service_server};
 use crate::telemetry::metrics::Metrics;
 use crate::transport::server::PeerInfo;
@@ -26,8 +28,12 @@ use crate::transport::server::PeerInfo;
 pub use router::{Router, classify};
 
 /// The names of the services, by which health is asked for.
-pub const SERVICES: [&str; 3] =
-    [key_service_server::SERVICE_NAME, account_service_server::SERVICE_NAME, plan_service_server::SERVICE_NAME];
+pub const SERVICES: [&str; 4] = [
+    key_service_server::SERVICE_NAME,
+    account_service_server::SERVICE_NAME,
+    plan_service_server::SERVICE_NAME,
+    rate_limit_service_server::SERVICE_NAME,
+];
 
 /// What the services of all workers share.
 #[derive(Debug)]
@@ -93,6 +99,17 @@ impl Api {
         let credential = bearer(request.metadata()).map_err(|error| status::status_from(&error))?;
         let peer = request.extensions().get::<PeerInfo>().map(|peer| peer.remote().ip());
         self.engine.authenticate(credential, peer, now).map_err(|error| status::status_from(&error))
+    }
+
+    /// Who calls for a check, where that needs a caller.
+    fn checker<T>(&self, request: &Request<T>, now: Time) -> Result<Option<Caller>, Status> {
+        self.require_serving()?;
+        if !self.check_needs_caller {
+            return Ok(None);
+        }
+        let caller = self.caller_at(request, now)?;
+        caller.require("tollgate:check").map_err(|error| status::status_from(&error))?;
+        Ok(Some(caller))
     }
 
     /// Runs a call that reads or changes the store, to its end whatever becomes of its client. It may outlive the call, and

@@ -21,6 +21,7 @@ use tower::Service;
 use tracing::Instrument as _;
 
 use crate::proto::DESCRIPTORS;
+use crate::proto::envoy::service::ratelimit::v3::rate_limit_service_server::RateLimitServiceServer;
 use crate::proto::v1::account_service_server::AccountServiceServer;
 use crate::proto::v1::key_service_server::{KeyServiceServer, SERVICE_NAME as KEY_SERVICE};
 use crate::proto::v1::plan_service_server::PlanServiceServer;
@@ -32,16 +33,18 @@ use super::account_service::Accounts;
 use super::hot;
 use super::key_service::Keys;
 use super::plan_service::Plans;
+use super::rate_limit::RateLimits;
 use super::request_id::request_id;
 
 const CHECK_KEY: &str = "/tollgate.v1.KeyService/CheckKey";
+const SHOULD_RATE_LIMIT: &str = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
 const IMPORT_KEYS: &str = "/tollgate.v1.KeyService/ImportKeys";
 
 /// How the server bounds a call.
 #[must_use]
 pub fn classify(path: &str) -> RequestClass {
     match path {
-        CHECK_KEY => RequestClass::Hot,
+        CHECK_KEY | SHOULD_RATE_LIMIT => RequestClass::Hot,
         IMPORT_KEYS => RequestClass::Long,
         _ => RequestClass::Ordinary,
     }
@@ -58,6 +61,7 @@ struct Services {
     checks: Keys,
     keys: KeyServiceServer<Keys>,
     imports: KeyServiceServer<Keys>,
+    rate_limits: RateLimitServiceServer<RateLimits>,
     rest: Routes,
 }
 
@@ -94,6 +98,7 @@ impl Router {
             checks: Keys(Arc::clone(api)),
             keys: service().max_decoding_message_size(bytes_max),
             imports: service().max_decoding_message_size(api.import_message_bytes_max),
+            rate_limits: RateLimitServiceServer::new(RateLimits(Arc::clone(api))).max_decoding_message_size(bytes_max),
             rest: routes.routes().prepare(),
         }))
     }
@@ -102,6 +107,8 @@ impl Router {
         let path = request.uri().path();
         if path == CHECK_KEY && hot::is_plain(&request) {
             Box::pin(Arc::clone(&self.0).check(request))
+        } else if path == SHOULD_RATE_LIMIT {
+            self.0.rate_limits.clone().call(request)
         } else if path == IMPORT_KEYS {
             self.0.imports.clone().call(request)
         } else if path
@@ -147,7 +154,7 @@ impl Service<Request> for Router {
         let clock = api.engine.clock();
         let rpc = RpcLabel::from_path(request.uri().path());
         let start = clock.monotonic();
-        let spanless = request.uri().path() == CHECK_KEY && !tracing::enabled!(tracing::Level::DEBUG);
+        let spanless = classify(request.uri().path()) == RequestClass::Hot && !tracing::enabled!(tracing::Level::DEBUG);
         let answer = if spanless {
             self.dispatch(request)
         } else {

@@ -12,7 +12,7 @@ use super::fields::{Violations, duration_to, environment_from, environment_to, k
 use super::limit::{algorithm_to, period_to, units_to};
 
 /// Most cost units of one check.
-const COST_MAX: i64 = 1_000_000_000_000;
+pub(super) const COST_MAX: i64 = 1_000_000_000_000;
 
 pub(in crate::transport::grpc) fn check_from<'a>(
     request: &'a v1::CheckKeyRequest,
@@ -147,17 +147,12 @@ pub(in crate::transport::grpc) fn credit_state(credits: CreditStatus) -> v1::Cre
 }
 
 pub(in crate::transport::grpc) fn limits_to(budgets: &Charge) -> v1::GetLimitsResponse {
-    // a.remaining / a.capacity < b.remaining / b.capacity, without fractions.
-    let share = |a: &LimitStatus, b: &LimitStatus| {
-        let product = |x: u64, y: u64| u128::from(x) * u128::from(y);
-        product(a.remaining, b.limit.capacity).cmp(&product(b.remaining, a.limit.capacity))
-    };
     let mut response = v1::GetLimitsResponse {
         limits: limit_states(&budgets.limits),
         credits: budgets.credits.map(credit_state),
         ..v1::GetLimitsResponse::default()
     };
-    if let Some(nearest) = budgets.limits.iter().min_by(|a, b| share(a, b)) {
+    if let Some(nearest) = budgets.limits.iter().min_by(|a, b| a.cmp_by_part_left(b)) {
         response.limit = Some(units_to(nearest.limit.capacity));
         response.remaining = Some(units_to(nearest.remaining));
         response.reset = Some(nearest.reset_time.plus_millis(999).seconds());
