@@ -167,13 +167,14 @@ impl Full {
     fn check(&self, credential: &str, limits: usize) {
         let all_of = vec![ScopeRef::parse("tasks:read").unwrap()];
         let request = Request { all_of, ..Request::default() };
-        let check = Check { credential, request, cost: 1, consume: true, within: None };
+        let check = Check { credential, request, cost: 1, consume: true, within: None, attempt: None };
         let answer = black_box(self.engine.check(black_box(&check), self.engine.clock().now()));
         assert_eq!((answer.verdict, answer.limits.len()), (Verdict::Allowed, limits));
     }
 
     fn refuse(&self, credential: &str, verdict: Verdict) {
-        let check = Check { credential, request: Request::default(), cost: 1, consume: true, within: None };
+        let check =
+            Check { credential, request: Request::default(), cost: 1, consume: true, within: None, attempt: None };
         assert_eq!(black_box(self.engine.check(black_box(&check), self.engine.clock().now())).verdict, verdict);
     }
 }

@@ -13,11 +13,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use crate::config::{CheckAuth, Config, LogFormat};
+use crate::config::{CheckAuth, Config, LogFormat, MessageFormat};
 use crate::tasks::Tasks;
 use crate::telemetry::{self, Readiness};
-use crate::transport::grpc::{self, Api, HttpStatuses, Router};
+use crate::transport::HttpStatuses;
+use crate::transport::edge::{self, Edge, IdentityNames};
+use crate::transport::grpc::{self, Api, Router};
 use crate::transport::http::{self, HttpOptions, HttpServer};
+use crate::transport::http_check::{self, HttpCheck};
 use crate::transport::server::{self, ServerHandle, ServerOptions, TlsFiles};
 
 use super::setup::{Parts, block_on, database_url};
@@ -74,12 +77,15 @@ async fn serve_parts(
     let index = readiness.require("index");
     let running = readiness.require("running");
     running.set(true);
-    let http_options = HttpOptions { addr: config.server.http_addr, ..HttpOptions::default() };
-    let http = HttpServer::start(http_options, http::routes(readiness.clone(), Arc::clone(&parts.metrics)))?;
     let (mut reporter, health) = tonic_health::server::health_reporter();
     set_health(&reporter, ServingStatus::NotServing).await;
     let serving = Arc::new(AtomicBool::new(false));
-    let api = Arc::new(api(config, parts, &serving));
+    let edge = Arc::new(edge(config, parts));
+    let http_options = HttpOptions { addr: config.server.http_addr, ..HttpOptions::default() };
+    let routes = http::routes(readiness.clone(), Arc::clone(&parts.metrics))
+        .merge(http_check::routes(http_check(config, parts, &edge, &serving)));
+    let http = HttpServer::start(http_options, routes)?;
+    let api = Arc::new(api(config, parts, &edge, &serving));
     let server = server::start(options(config), Arc::clone(&parts.metrics), move || Router::new(&api, health.clone()))?;
 
     let result = tokio::select! {
@@ -148,13 +154,43 @@ async fn load(
     Ok(ready)
 }
 
-fn api(config: &Config, parts: &Parts, serving: &Arc<AtomicBool>) -> Api {
+/// What decides for Envoy and for other proxies.
+fn edge(config: &Config, parts: &Parts) -> Edge {
+    let told = &config.edge;
+    let settings = edge::Settings {
+        credential_headers: told.credential_headers.clone(),
+        credential_query: told.credential_query.clone(),
+        strip_credential: told.strip_credential,
+        identity: IdentityNames::with_prefix(&told.identity_prefix),
+        realm: told.realm.clone(),
+        message_format: match told.message_format {
+            MessageFormat::Json => edge::MessageFormat::Json,
+            MessageFormat::Problem => edge::MessageFormat::Problem,
+        },
+    };
+    let statuses = HttpStatuses::with(&config.check.http_status);
+    Edge::new(Arc::clone(&parts.engine), Arc::clone(&parts.metrics), statuses, settings)
+}
+
+fn http_check(config: &Config, parts: &Parts, edge: &Arc<Edge>, serving: &Arc<AtomicBool>) -> HttpCheck {
+    HttpCheck {
+        engine: Arc::clone(&parts.engine),
+        edge: Arc::clone(edge),
+        serving: Arc::clone(serving),
+        needs_caller: config.check.auth == CheckAuth::Required,
+        trusted_proxies: config.edge.trusted_proxies.clone(),
+    }
+}
+
+fn api(config: &Config, parts: &Parts, edge: &Arc<Edge>, serving: &Arc<AtomicBool>) -> Api {
     Api {
         engine: Arc::clone(&parts.engine),
         metrics: Arc::clone(&parts.metrics),
         runtime: tokio::runtime::Handle::current(),
         serving: Arc::clone(serving),
         check_needs_caller: config.check.auth == CheckAuth::Required,
+        edge_names: config.edge.client_names.clone(),
+        edge: Arc::clone(edge),
         http_statuses: HttpStatuses::with(&config.check.http_status),
         message_bytes_max: config.server.message_bytes_max,
         import_message_bytes_max: config.server.import_message_bytes_max,

@@ -4,7 +4,8 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::rule::{self, Raw, Rule as _};
-use super::{CheckAuth, Config, LogFormat};
+use super::{CheckAuth, Config, LogFormat, MessageFormat};
+use crate::domain::Restrictions;
 
 /// A setting.
 #[derive(Debug)]
@@ -88,12 +89,54 @@ const CHECK_AUTH: rule::Word<CheckAuth> =
     rule::Word { words: &[("required", CheckAuth::Required), ("off", CheckAuth::Off)] };
 const LOG_FORMAT: rule::Word<LogFormat> =
     rule::Word { words: &[("auto", LogFormat::Auto), ("pretty", LogFormat::Pretty), ("json", LogFormat::Json)] };
+const MESSAGE_FORMAT: rule::Word<MessageFormat> =
+    rule::Word { words: &[("json", MessageFormat::Json), ("problem", MessageFormat::Problem)] };
+const HEADERS: rule::List<String> = rule::List {
+    item: |text| is_header(text).then(|| text.to_owned()),
+    allowed: "names of headers other than `authorization`, in lower case, such as `x-api-key`",
+};
+const PARAMETER: rule::MaybeText = rule::MaybeText(rule::Text {
+    is_allowed: is_word,
+    allowed: "1 to 64 characters of `a-z`, `A-Z`, `0-9`, `-` and `_`, such as `api_key`",
+});
+const HEADER_PREFIX: rule::Text = rule::Text {
+    is_allowed: |text| is_header(text) && text.starts_with("x-") && text.ends_with('-') && text.len() > 2,
+    allowed: "the beginning of a header's name in lower case, `x-` and a `-` at its end, such as `x-auth-`",
+};
+const REALM: rule::Text = rule::Text {
+    is_allowed: |text| (1..=64).contains(&text.len()) && text.bytes().all(is_quotable),
+    allowed: "1 to 64 printable ASCII characters other than `\"` and `\\`",
+};
+const NAMES: rule::List<String> = rule::List {
+    item: |text| {
+        ((1..=255).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())).then(|| text.to_owned())
+    },
+    allowed: "DNS or URI names of client certificates, such as `envoy.internal` or `spiffe://example.org/envoy`",
+};
+const NETWORKS: rule::List<ipnet::IpNet> = rule::List {
+    item: |text| Restrictions::parse_ip(text).ok(),
+    allowed: "addresses or networks, such as `10.0.0.0/8` or `2001:db8::7`",
+};
 const FLUSH_INTERVAL: rule::Length = rule::Length { min: Duration::from_millis(100), max: Duration::from_secs(10) };
 
 const HOUR: u64 = 3_600;
 const DAY: u64 = 86_400;
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
+
+fn is_word(text: &str) -> bool {
+    let word = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
+    word && (1..=64).contains(&text.len())
+}
+
+fn is_header(text: &str) -> bool {
+    is_word(text) && text != "authorization" && !text.bytes().any(|b| b.is_ascii_uppercase() || b == b'_')
+}
+
+/// What may stand between the quotes of a header's parameter as it is (RFC 9110, section 5.6.4).
+fn is_quotable(byte: u8) -> bool {
+    (byte.is_ascii_graphic() || byte == b' ') && !matches!(byte, b'"' | b'\\')
+}
 
 /// Every setting, in the order in which they are documented.
 pub const KEYS: &[Key] = &[
@@ -149,6 +192,34 @@ pub const KEYS: &[Key] = &[
         check.http_status,
         rule::Statuses,
         "HTTP status by verdict, where it is not to be the verdict's own, such as 403 for UNKNOWN."
+    ),
+    key!(
+        edge.credential_headers,
+        HEADERS,
+        "Headers, beside `Authorization: Bearer`, in which clients of an edge may send their key."
+    ),
+    key!(
+        edge.credential_query,
+        PARAMETER,
+        "Query parameter in which they may. It is removed before the upstream; access logs of others still see it."
+    ),
+    key!(edge.strip_credential, rule::Switch, "Whether the upstream gets the request without the key."),
+    key!(
+        edge.identity_prefix,
+        HEADER_PREFIX,
+        "What the headers begin with that tell the upstream whose request it is."
+    ),
+    key!(edge.realm, REALM, "The realm of `WWW-Authenticate`."),
+    key!(edge.message_format, MESSAGE_FORMAT, "How denials are written: `json`, or `problem` for RFC 9457."),
+    key!(
+        edge.client_names,
+        NAMES,
+        "Client certificates that may check without a key, by a DNS or URI name in them: Envoys under mutual TLS."
+    ),
+    key!(
+        edge.trusted_proxies,
+        NETWORKS,
+        "Proxies that may call `/v1/check` without a key, and whose `X-Forwarded-*` headers are believed."
     ),
     key!(keys.prefix, rule::KeyPrefix, "What the secrets of new keys begin with, as in `sk_live_…`."),
     key!(keys.pepper_file, rule::File, "The peppers under which secrets are hashed; a secret of its own."),

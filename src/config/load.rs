@@ -240,7 +240,10 @@ fn raw<'a>(value: &'a DeValue<'_>) -> Raw<'a> {
         }
         DeValue::Float(_) => Raw::Other("a fraction"),
         DeValue::Datetime(_) => Raw::Other("a date"),
-        DeValue::Array(_) => Raw::Other("a list"),
+        DeValue::Array(items) => {
+            let texts: Option<Vec<&str>> = items.iter().map(|item| item.get_ref().as_str()).collect();
+            texts.map_or(Raw::Other("a list"), Raw::List)
+        }
     }
 }
 

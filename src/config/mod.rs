@@ -19,6 +19,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use crate::domain::Verdict;
 
 pub use keys::{KEYS, Key};
@@ -36,6 +38,8 @@ pub struct Config {
     pub server: Server,
     /// How checks are answered.
     pub check: Check,
+    /// How edges are answered: Envoy and other proxies.
+    pub edge: Edge,
     /// How keys are made.
     pub keys: Keys,
     /// How usage is recorded.
@@ -133,6 +137,37 @@ pub enum CheckAuth {
     Off,
 }
 
+/// How edges are answered: Envoy and other proxies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Edge {
+    /// Headers that may carry the key, beside `Authorization`.
+    pub credential_headers: Vec<String>,
+    /// Query parameter that may.
+    pub credential_query: Option<String>,
+    /// Whether the key is taken out before the upstream.
+    pub strip_credential: bool,
+    /// What the headers begin with that tell the upstream whose request it is.
+    pub identity_prefix: String,
+    /// The realm of `WWW-Authenticate`.
+    pub realm: String,
+    /// How denials are written.
+    pub message_format: MessageFormat,
+    /// Names of client certificates that may check without a key.
+    pub client_names: Vec<String>,
+    /// Proxies whose forwarded headers `/v1/check` believes.
+    pub trusted_proxies: Vec<IpNet>,
+}
+
+/// How denials are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MessageFormat {
+    /// A JSON object of Tollgate's own.
+    #[default]
+    Json,
+    /// `application/problem+json` (RFC 9457).
+    Problem,
+}
+
 /// How keys are made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keys {
@@ -210,6 +245,15 @@ impl Config {
         if tls.client_ca_file.is_some() && tls.cert_file.is_none() {
             found.push(("server.tls.client_ca_file", "needs `server.tls.cert_file`: TLS is off without one".into()));
         }
+        let edge = &self.edge;
+        if !edge.client_names.is_empty() && tls.client_ca_file.is_none() {
+            found.push(("edge.client_names", "needs `server.tls.client_ca_file`: no certificate is asked for".into()));
+        }
+        // Envoy takes headers out after it has put others in, so one that is both would be lost.
+        if let Some(name) = edge.credential_headers.iter().find(|name| name.starts_with(&edge.identity_prefix)) {
+            let why = format!("`{name}` begins with `edge.identity_prefix`, as only the headers of the identity may");
+            found.push(("edge.credential_headers", why));
+        }
         if self.server.grpc_addr == self.server.http_addr && self.server.grpc_addr.port() != 0 {
             found.push(("server.http_addr", "must differ from `server.grpc_addr`".into()));
         }
@@ -253,6 +297,21 @@ impl Default for Server {
             import_message_bytes_max: 1 << 20,
             reflection: true,
             tls: Tls::default(),
+        }
+    }
+}
+
+impl Default for Edge {
+    fn default() -> Self {
+        Self {
+            credential_headers: vec!["x-api-key".into()],
+            credential_query: None,
+            strip_credential: true,
+            identity_prefix: "x-auth-".into(),
+            realm: "api".into(),
+            message_format: MessageFormat::Json,
+            client_names: Vec::new(),
+            trusted_proxies: Vec::new(),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 use super::Database;
-use crate::domain::Verdict;
+use crate::domain::{Verdict, shown};
 
 /// A value as its source gives it.
 #[derive(Clone, Debug)]
@@ -22,6 +22,8 @@ pub(super) enum Raw<'a> {
     Integer(i128),
     /// `true` or `false` in the file.
     Boolean(bool),
+    /// A list of strings of the file.
+    List(Vec<&'a str>),
     /// A table of the file.
     Table(Vec<(&'a str, Self)>),
     /// Something else of the file, by its name: no setting is one.
@@ -37,6 +39,7 @@ impl Raw<'_> {
             }
             Self::Integer(number) => format!("`{number}`"),
             Self::Boolean(value) => format!("`{value}`"),
+            Self::List(_) => "a list".into(),
             Self::Table(_) => "a table".into(),
             Self::Other(what) => (*what).into(),
         }
@@ -45,7 +48,7 @@ impl Raw<'_> {
     fn text(&self) -> Option<&str> {
         match self {
             Self::Untyped(text) | Self::Text(text) => Some(text),
-            Self::Integer(_) | Self::Boolean(_) | Self::Table(_) | Self::Other(_) => None,
+            Self::Integer(_) | Self::Boolean(_) | Self::List(_) | Self::Table(_) | Self::Other(_) => None,
         }
     }
 
@@ -53,7 +56,7 @@ impl Raw<'_> {
         match self {
             Self::Untyped(text) => text.parse().ok(),
             Self::Integer(number) => Some(*number),
-            Self::Text(_) | Self::Boolean(_) | Self::Table(_) | Self::Other(_) => None,
+            Self::Text(_) | Self::Boolean(_) | Self::List(_) | Self::Table(_) | Self::Other(_) => None,
         }
     }
 }
@@ -140,7 +143,7 @@ impl Rule for Switch {
         match raw {
             Raw::Boolean(value) => Some(*value),
             Raw::Untyped(text) => text.parse().ok(),
-            Raw::Text(_) | Raw::Integer(_) | Raw::Table(_) | Raw::Other(_) => None,
+            Raw::Text(_) | Raw::Integer(_) | Raw::List(_) | Raw::Table(_) | Raw::Other(_) => None,
         }
     }
 
@@ -271,6 +274,94 @@ impl<T: Copy + PartialEq> Rule for Word<T> {
     }
 }
 
+/// Text of one form.
+pub(super) struct Text {
+    pub(super) is_allowed: fn(&str) -> bool,
+    pub(super) allowed: &'static str,
+}
+
+impl Rule for Text {
+    type Value = String;
+
+    fn read(&self, raw: &Raw<'_>) -> Option<String> {
+        raw.text().filter(|text| (self.is_allowed)(text)).map(ToOwned::to_owned)
+    }
+
+    fn allowed(&self) -> String {
+        self.allowed.into()
+    }
+
+    fn show(&self, value: &String) -> Option<String> {
+        Some(quoted(value))
+    }
+}
+
+/// The same where it need not be set.
+pub(super) struct MaybeText(pub(super) Text);
+
+impl Rule for MaybeText {
+    type Value = Option<String>;
+
+    fn read(&self, raw: &Raw<'_>) -> Option<Option<String>> {
+        self.0.read(raw).map(Some)
+    }
+
+    fn allowed(&self) -> String {
+        self.0.allowed()
+    }
+
+    fn show(&self, value: &Option<String>) -> Option<String> {
+        value.as_ref().and_then(|value| self.0.show(value))
+    }
+}
+
+/// A list in the file, and its items separated by commas elsewhere.
+pub(super) struct List<T> {
+    pub(super) item: fn(&str) -> Option<T>,
+    pub(super) allowed: &'static str,
+}
+
+/// Items of a list, because each may be gone through for each request.
+const ITEMS_MAX: usize = 64;
+
+impl<T: ToString> Rule for List<T> {
+    type Value = Vec<T>;
+
+    fn read(&self, raw: &Raw<'_>) -> Option<Vec<T>> {
+        let items: Vec<&str> = match raw {
+            Raw::List(items) => items.clone(),
+            Raw::Untyped("") => Vec::new(),
+            Raw::Untyped(text) => text.split(',').map(str::trim).collect(),
+            Raw::Text(_) | Raw::Integer(_) | Raw::Boolean(_) | Raw::Table(_) | Raw::Other(_) => return None,
+        };
+        if items.len() > ITEMS_MAX {
+            return None;
+        }
+        items.into_iter().map(self.item).collect()
+    }
+
+    fn allowed(&self) -> String {
+        format!("a list of at most {ITEMS_MAX} {}", self.allowed)
+    }
+
+    fn show(&self, value: &Vec<T>) -> Option<String> {
+        let items: Vec<String> = value.iter().map(|item| quoted(&item.to_string())).collect();
+        Some(format!("[{}]", items.join(", ")))
+    }
+
+    fn apply(&self, field: &mut Vec<T>, raw: &Raw<'_>) -> Result<(), String> {
+        if let Some(value) = self.read(raw) {
+            *field = value;
+            return Ok(());
+        }
+        // One wrong item says more than the whole list.
+        let wrong =
+            if let Raw::List(items) = raw { items.iter().find(|item| (self.item)(item).is_none()) } else { None };
+        let what = wrong.map_or_else(|| raw.shown(), |item| format!("`{}`", shown(item)));
+        Err(format!("{what} is not allowed; expected {}", self.allowed()))
+    }
+}
+
 /// `sqlite:PATH`.
 pub(super) struct DatabaseUrl;
 
@@ -365,7 +456,7 @@ impl Rule for Statuses {
                 let entries = text.split(',').map(|pair| pair.split_once('='));
                 entries.map(|pair| pair.and_then(|(name, status)| entry(name, &Raw::Untyped(status)))).collect()
             }
-            Raw::Text(_) | Raw::Integer(_) | Raw::Boolean(_) | Raw::Other(_) => None,
+            Raw::Text(_) | Raw::Integer(_) | Raw::Boolean(_) | Raw::List(_) | Raw::Other(_) => None,
         }
     }
 

@@ -7,8 +7,12 @@ use crate::decision::{AccountTerms, KeyRecord, Request, authorize, missing_scope
 use crate::domain::{AccountId, KeyId, Revision, SecretHash, Time, Verdict};
 
 use super::Engine;
+use super::attempt::Attempt;
 use super::index::{Found, KeyEntry};
 use super::meter::{Charge, CreditStatus, KeyMeter, LimitStatus, charge};
+
+/// Most cost units of one check.
+pub const COST_MAX: u64 = 1_000_000_000_000;
 
 /// What is asked.
 #[derive(Debug)]
@@ -23,6 +27,8 @@ pub struct Check<'a> {
     pub consume: bool,
     /// If set, keys of other accounts are unknown.
     pub within: Option<&'a AccountId>,
+    /// What names the call, where it may be sent again and is then to be charged once.
+    pub attempt: Option<Attempt<'a>>,
 }
 
 /// What is answered.
@@ -74,13 +80,18 @@ impl Engine {
         let authorized = authorize(&subject.record, secret_expire_time, &subject.terms, &check.request, now);
 
         let (charge, queue) = found.entry.with_meter(|meter| {
+            let charged_before = authorized.is_ok() && self.was_charged(subject.key_id, check);
             let charge = match authorized {
-                Ok(()) => self.charge(meter, &found.entry, check, now),
+                Ok(()) if charged_before => self.charge(meter, &found.entry, 0, false, now),
+                Ok(()) => self.charge(meter, &found.entry, check.cost, check.consume, now),
                 Err(verdict) => Charge { verdict, limits: Vec::new(), credits: None, retry_after_millis: None },
             };
-            let queue = check.consume && {
+            let queue = check.consume && !charged_before && {
                 let allowed_credits = charge.credits.filter(|_| charge.verdict == Verdict::Allowed);
                 let credits = allowed_credits.map_or(0, |_| check.cost);
+                if let (Verdict::Allowed, Some(attempt)) = (charge.verdict, check.attempt) {
+                    self.attempts.note(subject.key_id, attempt, self.clock.monotonic());
+                }
                 meter.count(charge.verdict, credits, check.request.client_ip, now)
             };
             (charge, queue)
@@ -95,6 +106,19 @@ impl Engine {
         };
         let Charge { verdict, limits, credits, retry_after_millis } = charge;
         Answer { verdict, revision, subject: Some(subject), missing_scopes, limits, credits, retry_after_millis }
+    }
+
+    /// Whether this is a call that was charged and is sent again. Asked under the lock of the key's meter, so that of two
+    /// at once one is charged.
+    fn was_charged(&self, key: KeyId, check: &Check<'_>) -> bool {
+        let attempt = check.attempt.filter(|_| check.consume);
+        attempt.is_some_and(|attempt| self.attempts.was_charged(key, attempt, self.clock.monotonic()))
+    }
+
+    /// Answers where there is no credential that could be looked up.
+    #[must_use]
+    pub fn unidentified(&self, verdict: Verdict) -> Answer {
+        Answer::unidentified(verdict, self.index.revision())
     }
 
     /// Finds the key that a credential is of.
@@ -112,22 +136,22 @@ impl Engine {
 
     /// Holds the cost against the budgets. Record and terms are read again under the locks of the meters that they are
     /// applied to, so that of two checks at once none brings back limits that the other has seen replaced.
-    fn charge(&self, meter: &mut KeyMeter, entry: &KeyEntry, check: &Check<'_>, now: Time) -> Charge {
+    fn charge(&self, meter: &mut KeyMeter, entry: &KeyEntry, cost: u64, consume: bool, now: Time) -> Charge {
         let record = entry.record.load();
         let terms = || Arc::clone(&entry.account.state.load().terms);
         let ceiling = self.options.key_checks_per_second;
         let throttled = ceiling > 0 && !meter.is_within_pace(1, ceiling, now);
-        let spend = check.consume && !throttled;
+        let spend = consume && !throttled;
         let seen = terms();
         let mut charged = if seen.account_limits.is_empty() && seen.credits.is_none() {
             meter.advance(&record.policy, &seen, now);
-            charge(meter, None, check.cost, spend, now)
+            charge(meter, None, cost, spend, now)
         } else {
             let mut shared = entry.account.meter(record.environment);
             let terms = terms();
             meter.advance(&record.policy, &terms, now);
             shared.advance(&terms, record.environment, now);
-            charge(meter, Some(&mut shared), check.cost, spend, now)
+            charge(meter, Some(&mut shared), cost, spend, now)
         };
         if charged.verdict == Verdict::Allowed && throttled {
             charged.verdict = Verdict::Throttled;
@@ -138,9 +162,8 @@ impl Engine {
 
     /// What is left of a key's budgets.
     pub(super) fn peek(&self, entry: &KeyEntry) -> Charge {
-        let check = Check { credential: "", request: Request::default(), cost: 0, consume: false, within: None };
         let now = self.clock.now();
-        entry.with_meter(|meter| self.charge(meter, entry, &check, now))
+        entry.with_meter(|meter| self.charge(meter, entry, 0, false, now))
     }
 }
 

@@ -162,14 +162,15 @@ pub struct LimitStatus {
     pub exceeded: bool,
 }
 
-impl LimitStatus {
-    /// Of two limits, the one of which the smaller part is left comes first.
-    #[must_use]
-    pub fn cmp_by_part_left(&self, other: &Self) -> std::cmp::Ordering {
-        // a.remaining / a.capacity < b.remaining / b.capacity, without fractions.
+/// The limit that is nearest to its end: one that is why a check was refused, or else the one with the least share left.
+#[must_use]
+pub fn nearest_limit(limits: &[LimitStatus]) -> Option<&LimitStatus> {
+    // a.remaining / a.capacity < b.remaining / b.capacity, without fractions.
+    let share = |a: &LimitStatus, b: &LimitStatus| {
         let product = |x: u64, y: u64| u128::from(x) * u128::from(y);
-        product(self.remaining, other.limit.capacity).cmp(&product(other.remaining, self.limit.capacity))
-    }
+        product(a.remaining, b.limit.capacity).cmp(&product(b.remaining, a.limit.capacity))
+    };
+    limits.iter().min_by(|a, b| b.exceeded.cmp(&a.exceeded).then_with(|| share(a, b)))
 }
 
 /// Whose budget a limit is.

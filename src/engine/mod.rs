@@ -5,6 +5,7 @@
 //! even if the client goes away, or the index would miss what the store has (`transport` spawns them).
 
 mod account;
+mod attempt;
 mod authority;
 mod budget;
 mod check;
@@ -31,15 +32,16 @@ use crate::domain::Revision;
 use crate::store::{Commit, CommitError, SharedStore, StoreError};
 
 pub use account::AccountPatch;
+pub use attempt::Attempt;
 pub use authority::{Caller, KeyCaller};
-pub use check::{Answer, Check, Subject};
+pub use check::{Answer, COST_MAX, Check, Subject};
 pub use error::{Error, Violation};
 pub use import::{ImportOutcome, ImportRow, Rehearsal};
 pub use joint::{Payer, Share};
 pub use key::{KeyPatch, MadeKey, NewKey, RevokedKey};
 pub use key_read::{KeyFilter, KeyView, SelfView};
 pub use load::LoadError;
-pub use meter::{Charge, CreditStatus, Level, LimitStatus};
+pub use meter::{Charge, CreditStatus, Level, LimitStatus, nearest_limit};
 pub use plan::PlanPatch;
 pub use usage::{Granularity, UsageBucket, UsageReport, UsageSum};
 
@@ -73,6 +75,7 @@ pub struct Engine {
     options: Options,
     index: index::Index,
     usage: usage::UsageBuffer,
+    attempts: attempt::Attempts,
     /// Held from the first read of a change until it is in the index, so that revisions are applied in their order. Nothing
     /// is put into the index but under it.
     changing: tokio::sync::Mutex<()>,
@@ -92,6 +95,7 @@ impl Engine {
             options,
             index: index::Index::new(),
             usage: usage::UsageBuffer::default(),
+            attempts: attempt::Attempts::new(),
             changing: tokio::sync::Mutex::new(()),
             writing_fails: AtomicBool::new(false),
             reading_fails: AtomicBool::new(false),

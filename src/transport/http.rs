@@ -1,5 +1,5 @@
-//! The HTTP port: metrics and probes, for machines that watch this one. It holds nothing secret and changes nothing, and
-//! is bounded all the same, because a scraper that hangs must not cost a file descriptor for good.
+//! The HTTP port: metrics and probes for machines that watch this one, and `/v1/check` for proxies. It is bounded, because
+//! a scraper that hangs must not cost a file descriptor for good.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::pin;
@@ -10,7 +10,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -26,7 +26,7 @@ use crate::telemetry::Readiness;
 use crate::telemetry::metrics::{Format, Metrics};
 
 /// Bytes that a request's head may have.
-const HEAD_BYTES_MAX: usize = 16 * 1024;
+const HEAD_BYTES_MAX: usize = 64 * 1024;
 
 /// Bounds and times of the HTTP port.
 #[derive(Clone, Debug)]
@@ -47,8 +47,9 @@ impl Default for HttpOptions {
     fn default() -> Self {
         Self {
             addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 9090)),
-            connections_max: 256,
-            header_read_timeout: Duration::from_secs(15),
+            connections_max: 1_024,
+            // Longer than proxies keep idle connections (nginx and Caddy: 1 and 2 minutes), so that it is they who close them.
+            header_read_timeout: Duration::from_secs(150),
             connection_age_max: Duration::from_mins(10),
             drain_timeout: Duration::from_secs(5),
         }
@@ -142,7 +143,7 @@ async fn accept(options: HttpOptions, mut listener: Listener, routes: Router, dr
             () = draining.cancelled() => break,
             Some(_) = connections.join_next() => {}
             (stream, remote) = listener.accept(|| {}), if connections.len() < options.connections_max => {
-                let (http, routes) = (http.clone(), routes.clone());
+                let (http, routes) = (http.clone(), routes.clone().layer(Extension(remote)));
                 let (options, draining) = (options.clone(), draining.clone());
                 connections.spawn(async move {
                     if let Err(error) = serve(&http, stream, routes, &options, &draining).await {

@@ -206,7 +206,14 @@ async fn an_answer_of_too_many_buckets_is_refused() {
     // 14 keys in 744 hours.
     for _ in 0..31 * 24 {
         for secret in &secrets {
-            let check = Check { credential: secret, request: Request::default(), cost: 1, consume: true, within: None };
+            let check = Check {
+                credential: secret,
+                request: Request::default(),
+                cost: 1,
+                consume: true,
+                within: None,
+                attempt: None,
+            };
             assert_eq!(server.engine.check(&check, server.engine.clock().now()).verdict, domain::Verdict::Allowed);
         }
         server.advance(3_600);

@@ -20,7 +20,9 @@ use tollgate::store::SharedStore;
 use tollgate::store::sqlite::{OpenMode, SqliteStore};
 use tollgate::tasks;
 use tollgate::telemetry::metrics::Metrics;
-use tollgate::transport::grpc::{Api, HttpStatuses, Router, classify};
+use tollgate::transport::HttpStatuses;
+use tollgate::transport::edge::{self, Edge};
+use tollgate::transport::grpc::{Api, Router, classify};
 use tollgate::transport::server::{self, ServerHandle, ServerOptions};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
@@ -50,11 +52,18 @@ pub(crate) struct Settings {
     pub(crate) check_needs_caller: bool,
     pub(crate) http_statuses: BTreeMap<domain::Verdict, u16>,
     pub(crate) reflection: bool,
+    pub(crate) edge: edge::Settings,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { key_checks_per_second: 0, check_needs_caller: true, http_statuses: BTreeMap::new(), reflection: true }
+        Self {
+            key_checks_per_second: 0,
+            check_needs_caller: true,
+            http_statuses: BTreeMap::new(),
+            reflection: true,
+            edge: edge::Settings::default(),
+        }
     }
 }
 
@@ -107,7 +116,7 @@ impl Server {
         settings: Settings,
         operator: Option<(String, String)>,
     ) -> Self {
-        let Settings { key_checks_per_second, check_needs_caller, http_statuses, reflection } = settings;
+        let Settings { key_checks_per_second, check_needs_caller, http_statuses, reflection, edge } = settings;
         let store = SqliteStore::open(&folder.path().join(DATABASE), OpenMode::Create).await.unwrap();
         let store: SharedStore = Arc::new(store);
         let options = Options { key_checks_per_second, ..Options::default() };
@@ -122,13 +131,17 @@ impl Server {
         let metrics = Arc::new(Metrics::new());
         let serving = Arc::new(AtomicBool::new(true));
         let (health, health_service) = tonic_health::server::health_reporter();
+        let statuses = HttpStatuses::with(&http_statuses);
+        let edge = Edge::new(Arc::clone(&engine), Arc::clone(&metrics), statuses.clone(), edge);
         let api = Arc::new(Api {
             engine: Arc::clone(&engine),
             metrics: Arc::clone(&metrics),
             runtime: tokio::runtime::Handle::current(),
             serving: Arc::clone(&serving),
             check_needs_caller,
-            http_statuses: HttpStatuses::with(&http_statuses),
+            edge_names: Vec::new(),
+            edge: Arc::new(edge),
+            http_statuses: statuses,
             message_bytes_max: MESSAGE_BYTES_MAX,
             import_message_bytes_max: IMPORT_MESSAGE_BYTES_MAX,
             reflection,

@@ -10,6 +10,7 @@ mod create_account;
 mod create_key;
 mod create_plan;
 mod delete_plan;
+mod ext_authz;
 mod get_account;
 mod get_key;
 mod get_limits;

@@ -214,7 +214,11 @@ async fn credits_are_charged_by_live_keys_alone() {
     let (live, secret) = key_with(&server, "live", vec![limit("l", 100, Period::Minute)]).await;
     let test = server.key(Key { environment: Environment::Test.into(), ..key("test") }).await.key.unwrap().id;
     assert_eq!(codes(&server, vec![hits(&test, 1_000)]).await, "ok");
-    assert_eq!(codes(&server, vec![hits(&live, 4), hits(ACCOUNT, 3)]).await, "ok ok");
+    let answer = ask(&server, vec![hits(&live, 4), hits(ACCOUNT, 3)]).await;
+    let told = |status: &DescriptorStatus| (status.current_limit.clone().unwrap().name, status.limit_remaining);
+    let told: Vec<_> = answer.statuses.iter().map(told).collect();
+    assert_eq!(told, [("l".to_owned(), 96), ("credits".to_owned(), 3)], "where there is nothing else");
+    assert_eq!(headers(&answer)[0], ("x-ratelimit-limit", "10"));
     assert_eq!(server.check(&secret).await.credits.unwrap().remaining, 2);
     let over = ask(&server, vec![hits(&live, 1), hits(&live, 2)]).await;
     assert_eq!(over.overall_code(), Limited::OverLimit);
@@ -557,7 +561,7 @@ async fn threads_take_the_locks_in_one_order() {
                     let place = (thread * 7 + round * 5) % keys.len();
                     if round % 4 == 0 {
                         let (credential, request) = (keys[place].1.as_str(), Request::default());
-                        let check = Check { credential, request, cost: 1, consume: true, within: None };
+                        let check = Check { credential, request, cost: 1, consume: true, within: None, attempt: None };
                         let allowed = engine.check(&check, now).verdict == domain::Verdict::Allowed;
                         admitted[place / 3].fetch_add(u64::from(allowed), Ordering::Relaxed);
                         continue;

@@ -58,11 +58,16 @@ pub(super) async fn read(mut body: Incoming, bytes_max: usize) -> Option<Bytes> 
 
 /// The message, where the body is one that is not compressed, not longer than `bytes_max`, and decodes.
 pub(super) fn message<M: Message + Default>(body: &Bytes, bytes_max: usize) -> Option<M> {
+    M::decode(encoded(body, bytes_max)?).ok()
+}
+
+/// The same, not decoded.
+pub(super) fn encoded(body: &[u8], bytes_max: usize) -> Option<&[u8]> {
     let (head, message) = body.split_at_checked(HEAD_BYTES)?;
     let [compressed, length @ ..] = head.first_chunk::<HEAD_BYTES>()?;
     let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
     let plain = *compressed == 0 && length == message.len() && length <= bytes_max;
-    if plain { M::decode(message).ok() } else { None }
+    plain.then_some(message)
 }
 
 /// An answer as it goes out.

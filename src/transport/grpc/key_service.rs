@@ -9,8 +9,10 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::domain::{KeyId, Time};
 use crate::engine::{Caller, Engine, Error, ImportOutcome, ImportRow, Rehearsal};
 use crate::proto::v1::{self, key_service_server::KeyService};
+use crate::transport::server::PeerInfo;
 
 use super::Api;
+use super::asker::Asker;
 use super::convert;
 use super::page::Page;
 use super::status::status_from;
@@ -37,28 +39,22 @@ impl Keys {
         request: &Request<v1::CheckKeyRequest>,
     ) -> Result<v1::CheckKeyResponse, Status> {
         let mut now = self.now();
-        let caller = self.0.checker(request, now)?;
+        let asker = self.0.asker(request.metadata(), request.extensions().get::<PeerInfo>(), now)?;
         let request = request.get_ref();
         if request.min_revision != 0 {
             let revision = convert::revision_from(request.min_revision).map_err(|error| status_from(&error))?;
             self.0.engine.await_revision(revision, REVISION_WAIT).await.map_err(|error| status_from(&error))?;
             now = self.now();
         }
-        self.check(caller.as_ref(), request, now)
+        self.check(&asker, request, now)
     }
 
-    fn check(
-        &self,
-        caller: Option<&Caller>,
-        request: &v1::CheckKeyRequest,
-        now: Time,
-    ) -> Result<v1::CheckKeyResponse, Status> {
+    fn check(&self, asker: &Asker, request: &v1::CheckKeyRequest, now: Time) -> Result<v1::CheckKeyResponse, Status> {
         let api = &*self.0;
         if !request.operation_id.is_empty() {
             return Err(Status::unimplemented("`operation_id` is not implemented yet; leave it empty"));
         }
-        let within = caller.and_then(Caller::own_account);
-        let check = convert::check_from(request, within).map_err(|error| status_from(&error))?;
+        let check = convert::check_from(request, asker.within()).map_err(|error| status_from(&error))?;
         let answer = api.engine.check(&check, now);
         api.metrics.check(answer.verdict);
         let http_status = api.http_statuses.of(answer.verdict);

@@ -1,13 +1,14 @@
 //! gRPC: who calls, what they want in the domain's types, and what comes of it in the wire's.
 
 mod account_service;
+mod asker;
 mod convert;
+mod ext_authz;
 mod hot;
 mod key_service;
 mod page;
 mod plan_service;
 mod rate_limit;
-mod request_id;
 mod router;
 mod status;
 
@@ -20,18 +21,23 @@ use tracing::Instrument as _;
 
 use crate::domain::{Time, Verdict};
 use crate::engine::{Caller, Engine, Error};
+use crate::proto::envoy::service::auth::v3::authorization_server;
 use crate::proto::envoy::service::ratelimit::v3::rate_limit_service_server;
 use crate::proto::v1::{account_service_server, key_service_server, plan_service_server};
 use crate::telemetry::metrics::Metrics;
+use crate::transport::edge::Edge;
 use crate::transport::server::PeerInfo;
+
+pub use super::HttpStatuses;
 
 pub use router::{Router, classify};
 
 /// The names of the services, by which health is asked for.
-pub const SERVICES: [&str; 4] = [
+pub const SERVICES: [&str; 5] = [
     key_service_server::SERVICE_NAME,
     account_service_server::SERVICE_NAME,
     plan_service_server::SERVICE_NAME,
+    authorization_server::SERVICE_NAME,
     rate_limit_service_server::SERVICE_NAME,
 ];
 
@@ -49,6 +55,10 @@ pub struct Api {
     pub serving: Arc<AtomicBool>,
     /// Whether a check needs a caller.
     pub check_needs_caller: bool,
+    /// Client certificates that may check without a key, by a name in them.
+    pub edge_names: Vec<String>,
+    /// Decides for Envoy.
+    pub edge: Arc<Edge>,
     /// What an edge should send for a verdict.
     pub http_statuses: HttpStatuses,
     /// Bounds on messages.
@@ -57,25 +67,6 @@ pub struct Api {
     pub import_message_bytes_max: usize,
     /// Whether the contract can be asked for.
     pub reflection: bool,
-}
-
-/// What an edge should send for each verdict.
-#[derive(Clone, Debug)]
-pub struct HttpStatuses([u16; Verdict::ALL.len()]);
-
-impl HttpStatuses {
-    /// The verdicts' own, but for these.
-    #[must_use]
-    pub fn with(overrides: &std::collections::BTreeMap<Verdict, u16>) -> Self {
-        Self(Verdict::ALL.map(|verdict| overrides.get(&verdict).copied().unwrap_or(verdict.http_status())))
-    }
-
-    /// For one verdict.
-    #[must_use]
-    pub fn of(&self, verdict: Verdict) -> u16 {
-        let place = usize::from(verdict.number()) - 1;
-        self.0.get(place).copied().unwrap_or(verdict.http_status())
-    }
 }
 
 impl Api {
@@ -99,17 +90,6 @@ impl Api {
         let credential = bearer(request.metadata()).map_err(|error| status::status_from(&error))?;
         let peer = request.extensions().get::<PeerInfo>().map(|peer| peer.remote().ip());
         self.engine.authenticate(credential, peer, now).map_err(|error| status::status_from(&error))
-    }
-
-    /// Who calls for a check, where that needs a caller.
-    fn checker<T>(&self, request: &Request<T>, now: Time) -> Result<Option<Caller>, Status> {
-        self.require_serving()?;
-        if !self.check_needs_caller {
-            return Ok(None);
-        }
-        let caller = self.caller_at(request, now)?;
-        caller.require("tollgate:check").map_err(|error| status::status_from(&error))?;
-        Ok(Some(caller))
     }
 
     /// Runs a call that reads or changes the store, to its end whatever becomes of its client. It may outlive the call, and

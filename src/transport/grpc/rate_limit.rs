@@ -8,9 +8,10 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use crate::domain::Verdict;
-use crate::engine::{Caller, Payer, Share};
+use crate::engine::{Payer, Share};
 use crate::proto::envoy::service::ratelimit::v3::rate_limit_service_server::RateLimitService;
 use crate::proto::envoy::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
+use crate::transport::server::PeerInfo;
 
 use super::Api;
 use super::convert;
@@ -41,12 +42,12 @@ impl RateLimitService for RateLimits {
         request: Request<RateLimitRequest>,
     ) -> Result<Response<RateLimitResponse>, Status> {
         let api = &*self.0;
-        let caller = api.checker(&request, api.engine.clock().now())?;
+        let peer = request.extensions().get::<PeerInfo>();
+        let asker = api.asker(request.metadata(), peer, api.engine.clock().now())?;
         let shares = convert::shares_from(request.get_ref()).map_err(|error| status_from(&error))?;
         self.find_keys(&shares).await?;
         let now = api.engine.clock().now();
-        let within = caller.as_ref().and_then(Caller::own_account);
-        let charges = api.engine.charge_together(&shares, within, now);
+        let charges = api.engine.charge_together(&shares, asker.within(), now);
         let refused = charges.iter().map(|charge| charge.verdict).find(|verdict| *verdict != Verdict::Allowed);
         api.metrics.check(refused.unwrap_or(Verdict::Allowed));
         Ok(Response::new(convert::charges_to(&charges, now)))

@@ -21,22 +21,25 @@ use tower::Service;
 use tracing::Instrument as _;
 
 use crate::proto::DESCRIPTORS;
+use crate::proto::envoy::service::auth::v3::authorization_server::AuthorizationServer;
 use crate::proto::envoy::service::ratelimit::v3::rate_limit_service_server::RateLimitServiceServer;
 use crate::proto::v1::account_service_server::AccountServiceServer;
 use crate::proto::v1::key_service_server::{KeyServiceServer, SERVICE_NAME as KEY_SERVICE};
 use crate::proto::v1::plan_service_server::PlanServiceServer;
 use crate::telemetry::metrics::RpcLabel;
+use crate::transport::request_id::request_id;
 use crate::transport::server::{PeerInfo, RequestClass};
 
 use super::Api;
 use super::account_service::Accounts;
+use super::ext_authz::{self, ExtAuthz};
 use super::hot;
 use super::key_service::Keys;
 use super::plan_service::Plans;
 use super::rate_limit::RateLimits;
-use super::request_id::request_id;
 
 const CHECK_KEY: &str = "/tollgate.v1.KeyService/CheckKey";
+const EXT_AUTHZ: &str = "/envoy.service.auth.v3.Authorization/Check";
 const SHOULD_RATE_LIMIT: &str = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
 const IMPORT_KEYS: &str = "/tollgate.v1.KeyService/ImportKeys";
 
@@ -44,7 +47,7 @@ const IMPORT_KEYS: &str = "/tollgate.v1.KeyService/ImportKeys";
 #[must_use]
 pub fn classify(path: &str) -> RequestClass {
     match path {
-        CHECK_KEY | SHOULD_RATE_LIMIT => RequestClass::Hot,
+        CHECK_KEY | EXT_AUTHZ | SHOULD_RATE_LIMIT => RequestClass::Hot,
         IMPORT_KEYS => RequestClass::Long,
         _ => RequestClass::Ordinary,
     }
@@ -59,6 +62,8 @@ pub struct Router(Arc<Services>);
 struct Services {
     api: Arc<Api>,
     checks: Keys,
+    edges: ExtAuthz,
+    authorization: AuthorizationServer<ExtAuthz>,
     keys: KeyServiceServer<Keys>,
     imports: KeyServiceServer<Keys>,
     rate_limits: RateLimitServiceServer<RateLimits>,
@@ -96,6 +101,9 @@ impl Router {
         Self(Arc::new(Services {
             api: Arc::clone(api),
             checks: Keys(Arc::clone(api)),
+            edges: ExtAuthz(Arc::clone(api)),
+            authorization: AuthorizationServer::new(ExtAuthz(Arc::clone(api)))
+                .max_decoding_message_size(ext_authz::MESSAGE_BYTES_MAX),
             keys: service().max_decoding_message_size(bytes_max),
             imports: service().max_decoding_message_size(api.import_message_bytes_max),
             rate_limits: RateLimitServiceServer::new(RateLimits(Arc::clone(api))).max_decoding_message_size(bytes_max),
@@ -107,6 +115,10 @@ impl Router {
         let path = request.uri().path();
         if path == CHECK_KEY && hot::is_plain(&request) {
             Box::pin(Arc::clone(&self.0).check(request))
+        } else if path == EXT_AUTHZ && hot::is_plain(&request) {
+            Box::pin(Arc::clone(&self.0).authorize(request))
+        } else if path == EXT_AUTHZ {
+            self.0.authorization.clone().call(request)
         } else if path == SHOULD_RATE_LIMIT {
             self.0.rate_limits.clone().call(request)
         } else if path == IMPORT_KEYS {
@@ -137,6 +149,21 @@ impl Services {
         let metadata = MetadataMap::from_headers(head.headers);
         let request = tonic::Request::from_parts(metadata, head.extensions, message);
         Ok(hot::response(self.checks.answer_check(&request).await))
+    }
+}
+
+impl Services {
+    /// The same for Envoy.
+    async fn authorize(self: Arc<Self>, request: Request) -> Result<Response, Infallible> {
+        let (head, body) = request.into_parts();
+        let Some(body) = hot::read(body, ext_authz::MESSAGE_BYTES_MAX).await else {
+            return Ok(Status::cancelled("the call was broken off").into_http());
+        };
+        let Some(message) = hot::encoded(&body, ext_authz::MESSAGE_BYTES_MAX) else {
+            return self.authorization.clone().call(http::Request::from_parts(head, Full::new(body))).await;
+        };
+        let metadata = MetadataMap::from_headers(head.headers);
+        Ok(hot::response(self.edges.answer(&metadata, head.extensions.get::<PeerInfo>(), message)))
     }
 }
 

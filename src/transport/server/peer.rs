@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
 use sha2::{Digest as _, Sha256};
+use webpki::EndEntityCert;
 
 /// The peer of a connection. Every request carries one among its extensions; a clone is a reference count.
 #[derive(Clone, Debug)]
@@ -55,11 +56,24 @@ impl PeerInfo {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientCertificate {
     sha256: [u8; 32],
+    names: Vec<String>,
 }
 
 impl ClientCertificate {
     fn new(der: &CertificateDer<'_>) -> Self {
-        Self { sha256: Sha256::digest(der.as_ref()).into() }
+        let mut names = Vec::new();
+        // It was parsed before, to be verified.
+        if let Ok(certificate) = EndEntityCert::try_from(der) {
+            names.extend(certificate.valid_dns_names().map(ToOwned::to_owned));
+            names.extend(certificate.valid_uri_names().map(ToOwned::to_owned));
+        }
+        Self { sha256: Sha256::digest(der.as_ref()).into(), names }
+    }
+
+    /// Its DNS and URI names (RFC 5280, section 4.2.1.6). The subject's common name is none (RFC 9525, section 1.2).
+    #[must_use]
+    pub fn names(&self) -> &[String] {
+        &self.names
     }
 
     /// SHA-256 of its DER form: what `openssl x509 -fingerprint -sha256` prints.

@@ -5,14 +5,12 @@ use std::net::IpAddr;
 use crate::decision::Request;
 use crate::decision::restriction::Endpoint;
 use crate::domain::{AccountId, Invalid, Revision, ScopeRef, Verdict, caps};
-use crate::engine::{Answer, Charge, Check, CreditStatus, Error, Level, LimitStatus};
+use crate::engine::{Answer, COST_MAX, Charge, Check, CreditStatus, Error, Level, LimitStatus, nearest_limit};
 use crate::proto::v1;
+use crate::transport::verdict;
 
 use super::fields::{Violations, duration_to, environment_from, environment_to, known, timestamp_to};
 use super::limit::{algorithm_to, period_to, units_to};
-
-/// Most cost units of one check.
-pub(super) const COST_MAX: i64 = 1_000_000_000_000;
 
 pub(in crate::transport::grpc) fn check_from<'a>(
     request: &'a v1::CheckKeyRequest,
@@ -47,14 +45,14 @@ pub(in crate::transport::grpc) fn check_from<'a>(
         decided.referrer = told(referrer);
         decided.endpoint = Endpoint { method: told(method), host: told(host), path: told(path) };
     }
-    let cost = cost.unwrap_or(1);
-    if !(0..=COST_MAX).contains(&cost) {
-        violations.add("cost", format!("`{cost}` is not between 0 and {COST_MAX}"));
+    let asked = cost.unwrap_or(1);
+    let cost = u64::try_from(asked).unwrap_or(u64::MAX);
+    if cost > COST_MAX {
+        violations.add("cost", format!("`{asked}` is not between 0 and {COST_MAX}"));
     }
     let mode: v1::Mode = violations.take("mode", known(*mode, "MODE_CONSUME and MODE_PEEK"));
     violations.check()?;
-    let cost = u64::try_from(cost).unwrap_or(0);
-    Ok(Check { credential: key, request: decided, cost, consume: mode != v1::Mode::Peek, within })
+    Ok(Check { credential: key, request: decided, cost, consume: mode != v1::Mode::Peek, within, attempt: None })
 }
 
 /// A revision to wait for.
@@ -84,7 +82,7 @@ fn scopes_from<'a>(violations: &mut Violations, field: &str, scopes: &'a [String
 
 /// The answer. `http_status` is what an edge should send for its verdict.
 pub(in crate::transport::grpc) fn check_to(answer: Answer, http_status: u16) -> v1::CheckKeyResponse {
-    let message = message(&answer);
+    let message = verdict::message(&answer);
     let Answer { verdict, revision, subject, missing_scopes, limits, credits, retry_after_millis } = answer;
     let mut response = v1::CheckKeyResponse {
         allowed: verdict == Verdict::Allowed,
@@ -152,56 +150,11 @@ pub(in crate::transport::grpc) fn limits_to(budgets: &Charge) -> v1::GetLimitsRe
         credits: budgets.credits.map(credit_state),
         ..v1::GetLimitsResponse::default()
     };
-    if let Some(nearest) = budgets.limits.iter().min_by(|a, b| a.cmp_by_part_left(b)) {
+    if let Some(nearest) = nearest_limit(&budgets.limits) {
         response.limit = Some(units_to(nearest.limit.capacity));
         response.remaining = Some(units_to(nearest.remaining));
         response.reset = Some(nearest.reset_time.plus_millis(999).seconds());
         response.reset_at = Some(timestamp_to(nearest.reset_time));
     }
     response
-}
-
-/// The verdict in words, for the client's developer.
-fn message(answer: &Answer) -> String {
-    let plain = match answer.verdict {
-        Verdict::Allowed => "",
-        Verdict::Missing => "no API key was given",
-        Verdict::Malformed => "this is not an API key: its characters, length or checksum are wrong",
-        Verdict::Unknown => "there is no such API key",
-        Verdict::Revoked => "the API key is revoked",
-        Verdict::RotatedOut => "the API key was rotated, and this old secret has ended",
-        Verdict::Expired => "the API key has expired",
-        Verdict::Disabled => "the API key is disabled",
-        Verdict::AccountSuspended => "the account is suspended",
-        Verdict::PlanDenied => "the account's plan does not include API access",
-        Verdict::WrongEnvironment => {
-            "the API key is of the other environment: live and test keys are not interchangeable"
-        }
-        Verdict::IpDenied => "the API key may not be used from this address",
-        Verdict::ReferrerDenied => "the API key may not be used from this site",
-        Verdict::EndpointDenied => "the API key may not be used for this endpoint",
-        Verdict::ScopeDenied => return format!("the API key lacks: {}", answer.missing_scopes.join(", ")),
-        Verdict::RateLimited => return limited(answer),
-        Verdict::CreditsExhausted => return out_of_credits(answer),
-        Verdict::Throttled => "the API key is used too often in one second",
-    };
-    plain.to_owned()
-}
-
-fn limited(answer: &Answer) -> String {
-    let Some(status) = answer.limits.iter().find(|limit| limit.exceeded) else { return String::new() };
-    let whose = match status.level {
-        Level::Key => "key",
-        Level::Account => "account",
-    };
-    let left = status.remaining;
-    format!(
-        "the {whose}'s limit `{}` has {left} of {} left until {}",
-        status.limit.name, status.limit.capacity, status.reset_time
-    )
-}
-
-fn out_of_credits(answer: &Answer) -> String {
-    let Some(credits) = answer.credits else { return String::new() };
-    format!("the account has {} of {} credits left until {}", credits.remaining, credits.allowance, credits.reset_time)
 }

@@ -1,11 +1,11 @@
 //! What Envoy's rate limit filter asks, and what it is answered.
 
-use std::borrow::Cow;
-use std::cmp::Ordering;
 use std::fmt::Display;
 
 use crate::domain::{AccountId, Algorithm, Invalid, KeyId, Limit, LimitName, Period, Time, Verdict};
-use crate::engine::{Charge, CreditStatus, Error, Level, LimitStatus, Payer, Share, Violation};
+use crate::engine::{
+    COST_MAX, Charge, CreditStatus, Error, Level, LimitStatus, Payer, Share, Violation, nearest_limit,
+};
 use crate::proto::envoy::config::core::v3::HeaderValue;
 use crate::proto::envoy::extensions::common::ratelimit::v3::RateLimitDescriptor;
 use crate::proto::envoy::extensions::common::ratelimit::v3::rate_limit_descriptor::Entry;
@@ -13,7 +13,6 @@ use crate::proto::envoy::service::ratelimit::v3::rate_limit_response::rate_limit
 use crate::proto::envoy::service::ratelimit::v3::rate_limit_response::{Code, DescriptorStatus, RateLimit};
 use crate::proto::envoy::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
 
-use super::check::COST_MAX;
 use super::fields::{Violations, duration_to};
 
 /// Descriptors of one call, each of which may lock a key and an account.
@@ -54,7 +53,7 @@ fn share_from(violations: &mut Violations, at: &str, descriptor: &RateLimitDescr
         violations.add(format!("{at}.is_negative_hits"), "what was charged cannot be given back");
     }
     let cost = hits_addend.unwrap_or(hits);
-    if !i64::try_from(cost).is_ok_and(|cost| cost <= COST_MAX) {
+    if cost > COST_MAX {
         violations.add(format!("{at}.hits_addend"), format!("`{cost}` is not between 0 and {COST_MAX}"));
     }
     let at = format!("{at}.entries");
@@ -95,11 +94,16 @@ fn id_from<T>(
 
 /// The answer: OK where all were charged, with what is left of the limit that is nearest to its end.
 pub(in crate::transport::grpc) fn charges_to(charges: &[Charge], now: Time) -> RateLimitResponse {
-    let nearest: Vec<Option<Cow<'_, LimitStatus>>> = charges.iter().map(nearest).collect();
-    let statuses = charges.iter().zip(&nearest).map(|(charge, nearest)| status_to(charge, nearest.as_deref(), now));
+    let nearest_of_each: Vec<Option<LimitStatus>> = charges.iter().map(nearest).collect();
+    let statuses = charges
+        .iter()
+        .zip(&nearest_of_each)
+        .map(|(charge, nearest)| status_to(charge, nearest.as_ref(), now))
+        .collect();
     let refused = charges.iter().any(|charge| charge.verdict != Verdict::Allowed);
     let mut headers = Vec::new();
-    if let Some(nearest) = nearest.iter().flatten().min_by(|a, b| cmp_nearness(a, b)) {
+    let nearest_of_all: Vec<LimitStatus> = nearest_of_each.into_iter().flatten().collect();
+    if let Some(nearest) = nearest_limit(&nearest_of_all) {
         headers.push(header("x-ratelimit-limit", nearest.limit.capacity));
         headers.push(header("x-ratelimit-remaining", nearest.remaining));
         headers.push(header("x-ratelimit-reset", nearest.reset_time.plus_millis(999).seconds()));
@@ -109,7 +113,7 @@ pub(in crate::transport::grpc) fn charges_to(charges: &[Charge], now: Time) -> R
     }
     RateLimitResponse {
         overall_code: if refused { Code::OverLimit } else { Code::Ok }.into(),
-        statuses: statuses.collect(),
+        statuses,
         response_headers_to_add: headers,
     }
 }
@@ -124,11 +128,12 @@ fn status_to(charge: &Charge, nearest: Option<&LimitStatus>, now: Time) -> Descr
     }
 }
 
-/// What a client should look at: the limit that it exceeds, or else the one of which the smallest part is left. Credits
-/// only where they alone are exceeded; they then look like a monthly limit.
-fn nearest(charge: &Charge) -> Option<Cow<'_, LimitStatus>> {
-    if charge.verdict == Verdict::CreditsExhausted
-        && let Some(CreditStatus { allowance, remaining, reset_time, exceeded }) = charge.credits
+/// What a client should look at: the limit that is nearest to its end. Credits, which then look like a monthly limit, only
+/// where they alone are exceeded, or where there is nothing else.
+fn nearest(charge: &Charge) -> Option<LimitStatus> {
+    let limit = nearest_limit(&charge.limits);
+    if let Some(CreditStatus { allowance, remaining, reset_time, exceeded }) = charge.credits
+        && (limit.is_none() || charge.verdict == Verdict::CreditsExhausted)
     {
         let limit = Limit {
             name: LimitName::parse("credits").ok()?,
@@ -136,13 +141,9 @@ fn nearest(charge: &Charge) -> Option<Cow<'_, LimitStatus>> {
             period: Period::Month,
             algorithm: Algorithm::FixedWindow,
         };
-        return Some(Cow::Owned(LimitStatus { limit, level: Level::Account, remaining, reset_time, exceeded }));
+        return Some(LimitStatus { limit, level: Level::Account, remaining, reset_time, exceeded });
     }
-    charge.limits.iter().min_by(|a, b| cmp_nearness(a, b)).map(Cow::Borrowed)
-}
-
-fn cmp_nearness(a: &LimitStatus, b: &LimitStatus) -> Ordering {
-    b.exceeded.cmp(&a.exceeded).then_with(|| a.cmp_by_part_left(b))
+    limit.cloned()
 }
 
 /// When all that were refused can be charged. Absent where that is never, or where it is not known.

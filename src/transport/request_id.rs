@@ -7,7 +7,8 @@ use http::HeaderMap;
 use crate::ambient::random;
 use crate::domain::Time;
 
-const HEADER: &str = "x-request-id";
+/// The header that carries it.
+pub(super) const HEADER: &str = "x-request-id";
 const LEN_MAX: usize = 64;
 /// Letters and digits in a row: a hash of 128 bits in hex has 32, a secret sent by mistake 49.
 const WORD_MAX: usize = 32;
@@ -18,13 +19,15 @@ pub(super) fn request_id(headers: &HeaderMap, now: Time) -> String {
     sent.map_or_else(|| fresh(now), ToOwned::to_owned)
 }
 
-fn is_plain(id: &str) -> bool {
+/// Whether an id that somebody sent is safe to print.
+pub(super) fn is_plain(id: &str) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     let long = |word: &str| word.len() > WORD_MAX;
     (1..=LEN_MAX).contains(&id.len()) && id.bytes().all(plain) && !id.split(['-', '_', '.']).any(long)
 }
 
-fn fresh(now: Time) -> String {
+/// One that nobody else has.
+pub(super) fn fresh(now: Time) -> String {
     let mut id = String::with_capacity(32);
     for byte in random::uuid_v7(now).unwrap_or_default() {
         _ = write!(id, "{byte:02x}");
