@@ -29,6 +29,7 @@ mod refund_check;
 mod restart;
 mod revoke_key;
 mod rotate_key;
+mod should_rate_limit;
 mod update_account;
 mod update_key;
 mod update_plan;
