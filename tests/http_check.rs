@@ -191,6 +191,22 @@ async fn the_request_is_what_a_proxy_says_that_is_believed() {
 }
 
 #[tokio::test]
+async fn what_a_client_sends_too_often_is_no_fault_of_the_proxy() {
+    let mut rig = Rig::new(&[]).await;
+    let bound = Restrictions { allowed_referrers: vec!["example.com".into()], ..Restrictions::default() };
+    let (_, bound) = rig.key("bound", bound, Vec::new()).await;
+    let (_, free) = rig.key("free", Restrictions::default(), Vec::new()).await;
+    let referrer = ("referer", "https://example.com/");
+    assert_eq!(rig.check("", &[("x-api-key", &bound), referrer]).status, 200);
+    assert_eq!(rig.check("", &[("x-api-key", &bound), referrer, referrer]).code(), "REFERRER_DENIED");
+    assert_eq!(rig.check("", &[("x-api-key", &free), referrer, referrer]).status, 200);
+    let many: Vec<String> = (0..500).map(|i| format!("x-many-{i}")).collect();
+    let mut sent: Vec<(&str, &str)> = many.iter().map(|name| (name.as_str(), "1")).collect();
+    sent.push(("x-api-key", &free));
+    assert_eq!(rig.check("", &sent).status, 200);
+}
+
+#[tokio::test]
 async fn who_has_not_said_who_it_is_is_refused() {
     let mut rig = Rig::new(&[]).await;
     let (_, secret) = rig.key("a", Restrictions::default(), Vec::new()).await;
