@@ -4,7 +4,7 @@
 # What goes where:
 #   Debian packages                 the system, through apt-get, as root or with sudo; only what is missing
 #   Python packages                 target/venv
-#   buf, promtool                   target/tools
+#   buf, promtool, npm packages     target/tools
 #   cargo-deny, cargo-fuzz, grpcurl cargo's own bin folder, because they take minutes to build
 #
 # To add a tool: pin its version below, write a `need_NAME` that does nothing when the tool is there, and call it from the
@@ -15,6 +15,9 @@ CARGO_DENY_VERSION=0.20.2
 CARGO_FUZZ_VERSION=0.13.2
 GRPCURL_RS_VERSION=0.2.1
 BUF_VERSION=1.75.0
+# The types of what deploy/kubernetes holds, and what reads them.
+MANIFEST_PACKAGES=(typescript@7.0.2 yaml@2.9.1 kubernetes-models@5.1.0 @kubernetes-models/gateway-api@2.0.0
+  @kubernetes-models/envoy-gateway@2.0.0 @kubernetes-models/istio@3.0.1)
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 TOOLS=$ROOT/target/tools
@@ -115,7 +118,7 @@ need_promtool() {
 need_venv() {
   local wanted=$ROOT/scripts/requirements.txt
   cmp -s "$wanted" "$VENV/requirements.txt" && return
-  say "installing into target/venv: $(grep -v '^#' "$wanted" | tr '\n' ' ')(gRPC clients that are not ours)"
+  say "installing into target/venv: $(grep -v '^#' "$wanted" | tr '\n' ' ')(clients and checkers that are not ours)"
   need_debian "runs the Python clients" python3=python3
   rm -rf "$VENV"
   if ! quietly venv python3 -m venv "$VENV" 2>/dev/null; then
@@ -147,6 +150,19 @@ need_buf() {
   local binaries=("$home"/node_modules/@bufbuild/buf-*/bin/buf)
   [ -x "${binaries[0]}" ] || die "@bufbuild/buf has no binary for this platform; $(way_out buf)"
   ln -sf "${binaries[0]}" "$TOOLS/bin/buf"
+}
+
+# The packages of MANIFEST_PACKAGES, which scripts/manifests.mjs uses.
+need_manifest_packages() {
+  local home=$TOOLS/manifests wanted="${MANIFEST_PACKAGES[*]}"
+  need_debian "checks the Kubernetes manifests" npm=npm node=nodejs
+  [ "$(cat "$home/installed" 2>/dev/null)" = "$wanted" ] && return
+  say "installing from npm into target/tools: $wanted (check the Kubernetes manifests)"
+  rm -rf "$home"
+  mkdir -p "$home"
+  quietly npm-manifests npm install --prefix "$home" --loglevel error --no-audit --no-fund --ignore-scripts \
+    "${MANIFEST_PACKAGES[@]}" || die "npm install failed (see above); $(way_out 'the npm packages')"
+  echo "$wanted" >"$home/installed"
 }
 
 # need_cargo_tool WHY CRATE VERSION COMMAND: builds it from crates.io, unless that version or a later one is there.

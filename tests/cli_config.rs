@@ -197,6 +197,8 @@ fn settings_that_contradict_each_other() {
         ("[server.tls]\nkey_file = \"c\"", "`server.tls.key_file` (t.toml, line 2): needs `server.tls.cert_file`"),
         ("[server.tls]\nclient_ca_file = \"c\"", "needs `server.tls.cert_file`"),
         ("[server]\nhttp_addr = \"127.0.0.1:50051\"", "must differ from `server.grpc_addr`"),
+        ("[edge]\nclient_names = [\"envoy\"]", "needs `server.tls.client_ca_file`"),
+        ("[edge]\ncredential_headers = [\"x-auth-token\"]", "`x-auth-token` begins with `edge.identity_prefix`"),
     ];
     for (file, expected) in rows {
         let said = problem(file, &[], &[]);
@@ -216,6 +218,30 @@ fn what_is_dangerous_is_warned_of() {
     let both = loaded("", &[], &[open, off]).config.warnings();
     assert_eq!(both.len(), 2);
     assert!(both[0].contains("TLS is off") && both[1].contains("WHOEVER REACHES THIS PORT"));
+    let http = ("server.http_addr", "0.0.0.0:8080");
+    assert_eq!(loaded("", &[], &[http]).config.warnings().len(), 0);
+    assert_eq!(loaded("", &[], &[http, off]).config.warnings().len(), 1);
+    let everybody = loaded("", &[], &[("edge.trusted_proxies", "10.0.0.0/8,::/0")]).config.warnings();
+    assert!(everybody.len() == 1 && everybody[0].contains("`::/0`"), "{everybody:?}");
+}
+
+#[test]
+fn a_list_is_one_in_the_file_and_separated_by_commas_elsewhere() {
+    let file = "[edge]\ncredential_headers = [\"x-key\", \"x-api-key\"]\ntrusted_proxies = [\"10.0.0.0/8\", \"::1\"]";
+    let edge = loaded(file, &[], &[]).config.edge;
+    assert_eq!(edge.credential_headers, ["x-key", "x-api-key"]);
+    assert_eq!(edge.trusted_proxies.len(), 2);
+    let edge = loaded(file, &[], &[("edge.credential_headers", "x-a, x-b"), ("edge.trusted_proxies", "")]).config.edge;
+    assert_eq!((edge.credential_headers.join(" "), edge.trusted_proxies.len()), ("x-a x-b".to_owned(), 0));
+    for (value, expected) in [
+        ("[\"x-a\", \"X-Key\"]", "`X-Key` is not allowed; expected a list"),
+        ("[\"authorization\"]", "`authorization` is not allowed"),
+        ("[1]", "a list is not allowed"),
+        ("\"x-key\"", "`x-key` is not allowed; expected a list"),
+    ] {
+        let said = problem(&format!("[edge]\ncredential_headers = {value}"), &[], &[]);
+        assert!(said.contains(expected), "{value}: {said}");
+    }
 }
 
 #[test]

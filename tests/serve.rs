@@ -321,7 +321,10 @@ fn probes_answer() {
     let body: Value = serde_json::from_str(&body).unwrap();
     assert_eq!((status, body), (200, serde_json::json!({ "ready": true, "missing": [] })));
     assert_eq!(server.get("/").0, 404);
-    for service in ["", "tollgate.v1.KeyService", "tollgate.v1.AccountService", "tollgate.v1.PlanService"] {
+    for service in ["", "tollgate.v1.KeyService", "tollgate.v1.AccountService", "tollgate.v1.PlanService"]
+        .into_iter()
+        .chain(["envoy.service.auth.v3.Authorization", "envoy.service.ratelimit.v3.RateLimitService"])
+    {
         let health = run(tollgate(&["health", "--service", service]).env("TOLLGATE_ENDPOINT", server.endpoint()), "");
         assert_eq!(text(&health), "SERVING\n", "`{service}`");
     }

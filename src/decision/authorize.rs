@@ -34,14 +34,10 @@ pub fn authorize(
     now: Time,
 ) -> Result<(), Verdict> {
     usable(record, secret_expire_time, now)?;
+    account_usable(terms)?;
     let restrictions = &record.policy.restrictions;
-    let refused = [
-        (terms.status == AccountStatus::Suspended, Verdict::AccountSuspended),
-        (!terms.api_access, Verdict::PlanDenied),
-        (request.environment.is_some_and(|expected| expected != record.environment), Verdict::WrongEnvironment),
-    ];
-    if let Some((_, verdict)) = refused.into_iter().find(|(refused, _)| *refused) {
-        return Err(verdict);
+    if request.environment.is_some_and(|expected| expected != record.environment) {
+        return Err(Verdict::WrongEnvironment);
     }
     if !restriction::ip_allowed(&restrictions.allowed_ips, request.client_ip) {
         return Err(Verdict::IpDenied);
@@ -68,6 +64,17 @@ pub fn usable(record: &KeyRecord, secret_expire_time: Option<Time>, now: Time) -
         Err(Verdict::Expired)
     } else if record.phase == KeyPhase::Disabled {
         Err(Verdict::Disabled)
+    } else {
+        Ok(())
+    }
+}
+
+/// Whether the account is in use, and its plan lets it use the API at all: `ACCOUNT_SUSPENDED` and `PLAN_DENIED`.
+pub fn account_usable(terms: &AccountTerms) -> Result<(), Verdict> {
+    if terms.status == AccountStatus::Suspended {
+        Err(Verdict::AccountSuspended)
+    } else if !terms.api_access {
+        Err(Verdict::PlanDenied)
     } else {
         Ok(())
     }

@@ -12,6 +12,6 @@ mod authorize;
 mod record;
 mod terms;
 
-pub use authorize::{Request, authorize, grants, missing_scopes, usable};
+pub use authorize::{Request, account_usable, authorize, grants, missing_scopes, usable};
 pub use record::{Expiry, KeyPhase, KeyRecord, PreviousHash};
 pub use terms::{AccountTerms, Credits};

@@ -5,7 +5,7 @@
 //! short, bounded, and of this process alone; what must never be charged twice has an operation id.
 
 use std::collections::HashSet;
-use std::hash::{BuildHasher as _, Hasher as _};
+use std::hash::BuildHasher as _;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,17 +15,21 @@ use crate::domain::KeyId;
 
 /// What names a call: the same where it is sent again, and never the same for two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Attempt<'a> {
-    /// The sender's own name for the call, which its client can't choose.
-    pub call_id: &'a str,
-    /// The client's name for its request, if it has one.
-    pub request_id: &'a str,
+pub struct Attempt<'a>(&'a [u8]);
+
+impl<'a> Attempt<'a> {
+    /// By the call itself, to the letter. Something in it must be the sender's own and drawn anew for each call, because
+    /// two requests of a client can be equal, and a client can make them so.
+    #[must_use]
+    pub const fn of(call: &'a [u8]) -> Self {
+        Self(call)
+    }
 }
 
 /// How long a charge is remembered at least, unless there are too many. At most it is twice as long.
 const REMEMBERED: Duration = Duration::from_secs(5);
 const SHARDS: usize = 16;
-/// Charges of one generation of a shard: a million in all, some 40 MB where there are as many in so short a time.
+/// Charges of one generation of a shard: two million in all, some 80 MB where there are as many in so short a time.
 const CHARGES_MAX: usize = 65_536;
 
 /// The memory.
@@ -71,14 +75,8 @@ impl Attempts {
         });
     }
 
-    fn charged(&self, key: KeyId, attempt: Attempt<'_>) -> Charged {
-        let Attempt { call_id, request_id } = attempt;
-        let mut hasher = self.hasher.build_hasher();
-        // The length tells where one ends and the other begins.
-        hasher.write_usize(call_id.len());
-        hasher.write(call_id.as_bytes());
-        hasher.write(request_id.as_bytes());
-        Charged { key, call: hasher.finish() }
+    fn charged(&self, key: KeyId, Attempt(call): Attempt<'_>) -> Charged {
+        Charged { key, call: self.hasher.hash_one(call) }
     }
 
     fn with_shard<T>(&self, charged: Charged, now: Duration, run: impl FnOnce(&mut Shard) -> T) -> T {
@@ -111,39 +109,39 @@ mod tests {
 
     const KEY: KeyId = KeyId::from_bytes([7; 16]);
 
-    fn attempt<'a>(call_id: &'a str, request_id: &'a str) -> Attempt<'a> {
-        Attempt { call_id, request_id }
+    fn call(text: &str) -> Attempt<'_> {
+        Attempt::of(text.as_bytes())
     }
 
     #[test]
     fn a_charge_is_remembered_for_seconds_and_not_for_good() {
         let attempts = Attempts::new();
         let at = Duration::from_millis;
-        assert!(!attempts.was_charged(KEY, attempt("1", "a"), at(0)));
-        attempts.note(KEY, attempt("1", "a"), at(4_900));
+        assert!(!attempts.was_charged(KEY, call("1"), at(0)));
+        attempts.note(KEY, call("1"), at(4_900));
         for (millis, remembered) in [(4_900, true), (9_899, true), (9_900, true), (15_000, false), (99_000, false)] {
-            assert_eq!(attempts.was_charged(KEY, attempt("1", "a"), at(millis)), remembered, "{millis}");
+            assert_eq!(attempts.was_charged(KEY, call("1"), at(millis)), remembered, "{millis}");
         }
-        attempts.note(KEY, attempt("1", "a"), at(100_000));
-        assert!(!attempts.was_charged(KEY, attempt("1", "a"), at(120_000)), "after a long silence");
+        attempts.note(KEY, call("1"), at(100_000));
+        assert!(!attempts.was_charged(KEY, call("1"), at(120_000)), "after a long silence");
     }
 
     #[test]
     fn another_key_or_call_is_another_charge() {
         let attempts = Attempts::new();
-        attempts.note(KEY, attempt("12", "3"), Duration::ZERO);
-        for other in [attempt("1", "23"), attempt("12", ""), attempt("12", "4"), attempt("", "123")] {
-            assert!(!attempts.was_charged(KEY, other, Duration::ZERO), "{other:?}");
+        attempts.note(KEY, call("12"), Duration::ZERO);
+        for other in ["1", "2", "123", ""] {
+            assert!(!attempts.was_charged(KEY, call(other), Duration::ZERO), "{other}");
         }
-        assert!(!attempts.was_charged(KeyId::from_bytes([8; 16]), attempt("12", "3"), Duration::ZERO));
-        assert!(attempts.was_charged(KEY, attempt("12", "3"), Duration::ZERO));
+        assert!(!attempts.was_charged(KeyId::from_bytes([8; 16]), call("12"), Duration::ZERO));
+        assert!(attempts.was_charged(KEY, call("12"), Duration::ZERO));
     }
 
     #[test]
     fn a_flood_forgets_rather_than_grows() {
         let attempts = Attempts::new();
         for i in 0..3 * CHARGES_MAX * SHARDS / 2 {
-            attempts.note(KEY, attempt(&i.to_string(), ""), Duration::ZERO);
+            attempts.note(KEY, call(&i.to_string()), Duration::ZERO);
         }
         let held = |shard: &Mutex<Shard>| {
             let shard = shard.lock().unwrap();

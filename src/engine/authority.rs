@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::decision::restriction::ip_allowed;
-use crate::decision::{AccountTerms, KeyRecord, grants, usable};
-use crate::domain::{AccountId, AccountStatus, Environment, Key, KeyId, Restrictions, ScopeRef, Time, Verdict};
+use crate::decision::{AccountTerms, KeyRecord, account_usable, grants, usable};
+use crate::domain::{AccountId, Environment, Key, KeyId, Restrictions, ScopeRef, Time, Verdict};
 
 use super::index::{AccountEntry, Found};
 use super::{Engine, Error};
@@ -50,12 +50,7 @@ impl Engine {
         let secret_expire_time = found.secret_expire_time(&hash, &record);
         usable(&record, secret_expire_time, now).map_err(refused)?;
         let expire_time = [record.expiry.time(), secret_expire_time].into_iter().flatten().min();
-        if terms.status == AccountStatus::Suspended {
-            return Err(refused(Verdict::AccountSuspended));
-        }
-        if !terms.api_access {
-            return Err(refused(Verdict::PlanDenied));
-        }
+        account_usable(&terms).map_err(refused)?;
         if !ip_allowed(&record.policy.restrictions.allowed_ips, peer) {
             return Err(refused(Verdict::IpDenied));
         }

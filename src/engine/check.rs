@@ -140,7 +140,7 @@ impl Engine {
         let record = entry.record.load();
         let terms = || Arc::clone(&entry.account.state.load().terms);
         let ceiling = self.options.key_checks_per_second;
-        let throttled = ceiling > 0 && !meter.is_within_pace(ceiling, now);
+        let throttled = ceiling > 0 && !meter.is_within_pace(1, ceiling, now);
         let spend = consume && !throttled;
         let seen = terms();
         let mut charged = if seen.account_limits.is_empty() && seen.credits.is_none() {
@@ -155,7 +155,7 @@ impl Engine {
         };
         if charged.verdict == Verdict::Allowed && throttled {
             charged.verdict = Verdict::Throttled;
-            charged.retry_after_millis = Some(1_000 - now.millis().rem_euclid(1_000));
+            charged.retry_after_millis = Some(until_next_second(now));
         }
         charged
     }
@@ -165,6 +165,11 @@ impl Engine {
         let now = self.clock.now();
         entry.with_meter(|meter| self.charge(meter, entry, 0, false, now))
     }
+}
+
+/// Milliseconds until a key that is checked too often may be checked again.
+pub(super) fn until_next_second(now: Time) -> i64 {
+    1_000 - now.millis().rem_euclid(1_000)
 }
 
 impl Answer {

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use arc_swap::ArcSwap;
 use foldhash::fast::RandomState;
@@ -37,7 +37,12 @@ impl KeyEntry {
 
     /// Runs a closure on the key's meter, under its lock.
     pub(super) fn with_meter<T>(&self, run: impl FnOnce(&mut KeyMeter) -> T) -> T {
-        run(lock(&self.meter).get_or_insert_with(|| Box::new(KeyMeter::new())))
+        run(self.lock_meter().meter())
+    }
+
+    /// The key's meter, locked until the guard is dropped. Whoever holds one and takes another must go by one order.
+    pub(super) fn lock_meter(&self) -> KeyMeterGuard<'_> {
+        KeyMeterGuard(lock(&self.meter))
     }
 
     /// Whether it has not been noted as a caller in this second yet.
@@ -45,6 +50,17 @@ impl KeyEntry {
         let second = u32::try_from(now.seconds()).unwrap_or(0);
         self.touched_seconds.load(Ordering::Relaxed) != second
             && self.touched_seconds.swap(second, Ordering::Relaxed) != second
+    }
+}
+
+/// A key's meter under its lock.
+#[derive(Debug)]
+pub(super) struct KeyMeterGuard<'a>(MutexGuard<'a, Option<Box<KeyMeter>>>);
+
+impl KeyMeterGuard<'_> {
+    /// The meter, made where the key had none.
+    pub(super) fn meter(&mut self) -> &mut KeyMeter {
+        self.0.get_or_insert_with(|| Box::new(KeyMeter::new()))
     }
 }
 
@@ -108,6 +124,9 @@ impl Found {
 #[derive(Debug)]
 pub(super) struct Index {
     secrets: LockFreeMap<SecretHash, Found, RandomState>,
+    /// The same keys by their ids. Checks find a key by its secret, so this is made when somebody first names one by its id:
+    /// it takes some 50 bytes a key, which most deployments would have for nothing.
+    ids: OnceLock<LockFreeMap<KeyId, Arc<KeyEntry>, RandomState>>,
     accounts: LockFreeMap<AccountId, Arc<AccountEntry>, RandomState>,
     plans: Mutex<HashMap<PlanId, Arc<Plan>>>,
     /// Equal policies share one allocation.
@@ -122,6 +141,7 @@ impl Index {
     pub(super) fn new() -> Self {
         Self {
             secrets: LockFreeMap::with_hasher(RandomState::default()),
+            ids: OnceLock::new(),
             accounts: LockFreeMap::with_hasher(RandomState::default()),
             plans: Mutex::default(),
             policies: Mutex::default(),
@@ -138,6 +158,31 @@ impl Index {
     /// The key that a secret with this hash is, or was, of.
     pub(super) fn find(&self, hash: &SecretHash) -> Option<Found> {
         self.secrets.pin().get(hash).cloned()
+    }
+
+    /// The key with this id. Absent also while [`Self::fill_ids`] has not been called.
+    pub(super) fn find_by_id(&self, id: &KeyId) -> Option<Arc<KeyEntry>> {
+        self.ids.get()?.pin().get(id).cloned()
+    }
+
+    /// Whether keys can be found by their ids.
+    pub(super) fn has_ids(&self) -> bool {
+        self.ids.get().is_some()
+    }
+
+    /// Makes keys findable by their ids. The caller keeps out every other writer meanwhile: a key that came in during the
+    /// scan might be missed by it, and does not yet find the map to put itself into.
+    pub(super) fn fill_ids(&self) {
+        self.ids.get_or_init(|| {
+            let secrets = self.secrets.pin();
+            let ids = LockFreeMap::with_capacity_and_hasher(secrets.len(), RandomState::default());
+            let pinned = ids.pin();
+            for Found { entry, .. } in secrets.values() {
+                pinned.insert(entry.id, Arc::clone(entry));
+            }
+            drop(pinned);
+            ids
+        });
     }
 
     /// An account by its id.
@@ -217,6 +262,9 @@ impl Index {
     pub(super) fn insert_key(&self, loaded: LoadedKey) -> bool {
         let Some(account) = self.account(&loaded.account_id) else { return false };
         let entry = Arc::new(KeyEntry::new(loaded.id, account, loaded.record));
+        if let Some(ids) = self.ids.get() {
+            ids.pin().insert(entry.id, Arc::clone(&entry));
+        }
         self.secrets.pin().insert(loaded.hash, Found { entry, retired: false });
         true
     }

@@ -1,5 +1,6 @@
 //! What a key, or an account, has used and may still use. Each meter is behind one lock of its own; a check takes the
-//! key's and then, where the account has budgets, the account's, in that order and never the other way round.
+//! key's and then, where the account has budgets, the account's, in that order and never the other way round. What charges
+//! several together (`joint`) takes those of all keys and then those of all accounts, each in one order.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -92,9 +93,10 @@ impl KeyMeter {
         Drained { usage: std::mem::take(&mut self.usage), last_use: self.last_use.take() }
     }
 
-    /// Whether fewer than so many checks were allowed in this second.
-    pub(super) fn is_within_pace(&self, checks_per_second: u32, now: Time) -> bool {
-        self.pace.0 != now.seconds() || self.pace.1 < checks_per_second
+    /// Whether so many more checks can be allowed in this second without exceeding a ceiling.
+    pub(super) fn is_within_pace(&self, more: u32, checks_per_second: u32, now: Time) -> bool {
+        let allowed = if self.pace.0 == now.seconds() { self.pace.1 } else { 0 };
+        allowed.saturating_add(more) <= checks_per_second
     }
 
     fn keep_pace(&mut self, now: Time) {
@@ -215,68 +217,109 @@ pub(super) fn charge(
     spend: bool,
     now: Time,
 ) -> Charge {
-    let covered = all_budgets(key, account.as_deref()).all(|budget| budget.covers(cost));
+    let covered = key.covers(cost) && account.as_deref().is_none_or(|account| account.covers(cost));
     if covered && spend {
         // The test above has made sure of it: this process alone holds the ledgers.
-        let leased = all_budgets_mut(key, account.as_deref_mut()).all(|budget| budget.lease(cost));
+        let leased = key.lease(cost) && account.as_deref_mut().is_none_or(|account| account.lease(cost));
         debug_assert!(leased, "a budget that covers a cost leases it");
-        for budget in all_budgets_mut(key, account.as_deref_mut()) {
-            budget.spend(cost);
+        key.spend(cost);
+        if let Some(account) = account.as_deref_mut() {
+            account.spend(cost);
         }
     }
-    report(key, account.as_deref(), cost, covered, now)
+    report(Some((key, cost)), account.as_deref().map(|account| (account, cost)), covered, now)
 }
 
-fn report(key: &KeyMeter, account: Option<&AccountMeter>, cost: u64, covered: bool, now: Time) -> Charge {
-    let status = |level: Level, (limit, budget): (&Limit, &Budget)| {
+/// What the budgets of a key and of an account say to what is held against each of them. `covered` is set where all of
+/// them cover it, which may have been spent since.
+pub(super) fn report(
+    key: Option<(&KeyMeter, u64)>,
+    account: Option<(&AccountMeter, u64)>,
+    covered: bool,
+    now: Time,
+) -> Charge {
+    let lacks = |budget: &Budget, cost: u64| !covered && !budget.covers(cost);
+    let status = |level: Level, cost: u64, (limit, budget): (&Limit, &Budget)| {
         let BudgetView { remaining, reset_time } = budget.view(now);
-        LimitStatus { limit: limit.clone(), level, remaining, reset_time, exceeded: !covered && !budget.covers(cost) }
+        LimitStatus { limit: limit.clone(), level, remaining, reset_time, exceeded: lacks(budget, cost) }
     };
-    let of_key = key.budgets.iter().map(|item| status(Level::Key, item));
-    let of_account =
-        account.into_iter().flat_map(|account| account.budgets.iter().map(|item| status(Level::Account, item)));
-    let limits: Vec<LimitStatus> = of_key.chain(of_account).collect();
-    let credits = account.and_then(|account| account.credits.as_ref()).map(|(credits, budget)| {
+    let of_key = key.into_iter().flat_map(|(key, cost)| key.budgets.iter().map(move |item| (Level::Key, cost, item)));
+    let of_account = account
+        .into_iter()
+        .flat_map(|(account, cost)| account.budgets.iter().map(move |item| (Level::Account, cost, item)));
+    let limits: Vec<LimitStatus> =
+        of_key.chain(of_account).map(|(level, cost, item)| status(level, cost, item)).collect();
+    let credits = account.and_then(|(account, cost)| {
+        let (credits, budget) = account.credits.as_ref()?;
         let BudgetView { remaining, reset_time } = budget.view(now);
-        let exceeded = !covered && !budget.covers(cost);
-        CreditStatus { allowance: credits.allowance, remaining, reset_time, exceeded }
+        Some(CreditStatus { allowance: credits.allowance, remaining, reset_time, exceeded: lacks(budget, cost) })
     });
-    let verdict = if covered {
-        Verdict::Allowed
-    } else if limits.iter().any(|limit| limit.exceeded) {
+    let verdict = if limits.iter().any(|limit| limit.exceeded) {
         Verdict::RateLimited
-    } else {
+    } else if credits.is_some_and(|credits| credits.exceeded) {
         Verdict::CreditsExhausted
+    } else {
+        Verdict::Allowed
     };
-    let retry_after_millis = if covered { None } else { retry_after(key, account, cost, now) };
+    let retry_after_millis = if verdict == Verdict::Allowed { None } else { retry_after(key, account, now) };
     Charge { verdict, limits, credits, retry_after_millis }
 }
 
 /// Milliseconds until the last of the budgets that lack the cost has it; absent where one never will.
-fn retry_after(key: &KeyMeter, account: Option<&AccountMeter>, cost: u64, now: Time) -> Option<i64> {
+fn retry_after(key: Option<(&KeyMeter, u64)>, account: Option<(&AccountMeter, u64)>, now: Time) -> Option<i64> {
+    let of_key = key.into_iter().flat_map(|(key, cost)| key.all().map(move |budget| (budget, cost)));
+    let of_account = account.into_iter().flat_map(|(account, cost)| account.all().map(move |budget| (budget, cost)));
     let mut latest = now;
-    for budget in all_budgets(key, account) {
+    for (budget, cost) in of_key.chain(of_account) {
         latest = latest.max(budget.available_at(cost, now)?);
     }
     Some(latest.millis_since(now))
 }
 
-fn all_budgets<'a>(key: &'a KeyMeter, account: Option<&'a AccountMeter>) -> impl Iterator<Item = &'a Budget> {
-    let of_key = key.budgets.iter().map(|(_, budget)| budget);
-    let of_account = account.into_iter().flat_map(|account| {
-        let credits = account.credits.iter().map(|(_, budget)| budget);
-        account.budgets.iter().map(|(_, budget)| budget).chain(credits)
-    });
-    of_key.chain(of_account)
+/// Budgets that are charged together.
+pub(super) trait Budgets {
+    /// All of them.
+    fn all(&self) -> impl Iterator<Item = &Budget>;
+
+    /// All of them.
+    fn all_mut(&mut self) -> impl Iterator<Item = &mut Budget>;
+
+    /// Whether each could spend so many units now.
+    fn covers(&self, units: u64) -> bool {
+        self.all().all(|budget| budget.covers(units))
+    }
+
+    /// Makes the lease of each hold so many units. False where one does not grant them.
+    fn lease(&mut self, units: u64) -> bool {
+        self.all_mut().all(|budget| budget.lease(units))
+    }
+
+    /// Spends what all have leased.
+    fn spend(&mut self, units: u64) {
+        for budget in self.all_mut() {
+            budget.spend(units);
+        }
+    }
 }
 
-fn all_budgets_mut<'a>(
-    key: &'a mut KeyMeter,
-    account: Option<&'a mut AccountMeter>,
-) -> impl Iterator<Item = &'a mut Budget> {
-    let of_account = account.into_iter().flat_map(|account| {
-        let credits = account.credits.iter_mut().map(|(_, budget)| budget);
-        account.budgets.budgets_mut().chain(credits)
-    });
-    key.budgets.budgets_mut().chain(of_account)
+impl Budgets for KeyMeter {
+    fn all(&self) -> impl Iterator<Item = &Budget> {
+        self.budgets.iter().map(|(_, budget)| budget)
+    }
+
+    fn all_mut(&mut self) -> impl Iterator<Item = &mut Budget> {
+        self.budgets.budgets_mut()
+    }
+}
+
+impl Budgets for AccountMeter {
+    fn all(&self) -> impl Iterator<Item = &Budget> {
+        let credits = self.credits.iter().map(|(_, budget)| budget);
+        self.budgets.iter().map(|(_, budget)| budget).chain(credits)
+    }
+
+    fn all_mut(&mut self) -> impl Iterator<Item = &mut Budget> {
+        let credits = self.credits.iter_mut().map(|(_, budget)| budget);
+        self.budgets.budgets_mut().chain(credits)
+    }
 }

@@ -12,6 +12,7 @@ mod check;
 mod error;
 mod import;
 mod index;
+mod joint;
 mod key;
 mod key_read;
 mod load;
@@ -36,6 +37,7 @@ pub use authority::{Caller, KeyCaller};
 pub use check::{Answer, COST_MAX, Check, Subject};
 pub use error::{Error, Violation};
 pub use import::{ImportOutcome, ImportRow, Rehearsal};
+pub use joint::{Payer, Share};
 pub use key::{KeyPatch, MadeKey, NewKey, RevokedKey};
 pub use key_read::{KeyFilter, KeyView, SelfView};
 pub use load::LoadError;
@@ -74,7 +76,8 @@ pub struct Engine {
     index: index::Index,
     usage: usage::UsageBuffer,
     attempts: attempt::Attempts,
-    /// Held from the first read of a change until it is in the index, so that revisions are applied in their order.
+    /// Held from the first read of a change until it is in the index, so that revisions are applied in their order. Nothing
+    /// is put into the index but under it.
     changing: tokio::sync::Mutex<()>,
     writing_fails: AtomicBool,
     reading_fails: AtomicBool,

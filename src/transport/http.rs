@@ -27,6 +27,8 @@ use crate::telemetry::metrics::{Format, Metrics};
 
 /// Bytes that a request's head may have.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// Headers that it may have. Proxies hand on what their clients send, and bound it by bytes.
+const HEADERS_MAX: usize = 1_000;
 
 /// Bounds and times of the HTTP port.
 #[derive(Clone, Debug)]
@@ -135,7 +137,10 @@ impl HttpServer {
 
 async fn accept(options: HttpOptions, mut listener: Listener, routes: Router, draining: CancellationToken) {
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(options.header_read_timeout).max_buf_size(HEAD_BYTES_MAX);
+    http.timer(TokioTimer::new())
+        .header_read_timeout(options.header_read_timeout)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .max_headers(HEADERS_MAX);
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {

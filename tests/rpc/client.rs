@@ -1,5 +1,7 @@
-//! A client of all three services.
+//! A client of all services.
 
+use tollgate::proto::envoy::service::ratelimit::v3::rate_limit_service_client::RateLimitServiceClient;
+use tollgate::proto::envoy::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
 use tollgate::proto::v1::account_service_client::AccountServiceClient;
 use tollgate::proto::v1::key_service_client::KeyServiceClient;
 use tollgate::proto::v1::plan_service_client::PlanServiceClient;
@@ -18,6 +20,7 @@ pub(crate) struct Client {
     keys: KeyServiceClient<Transport>,
     accounts: AccountServiceClient<Transport>,
     plans: PlanServiceClient<Transport>,
+    rate_limits: RateLimitServiceClient<Transport>,
 }
 
 /// What is sent as `authorization`.
@@ -48,7 +51,8 @@ impl Client {
             // The server's bounds are under test, not the client's.
             keys: KeyServiceClient::new(transport.clone()).max_decoding_message_size(usize::MAX),
             accounts: AccountServiceClient::new(transport.clone()),
-            plans: PlanServiceClient::new(transport),
+            plans: PlanServiceClient::new(transport.clone()),
+            rate_limits: RateLimitServiceClient::new(transport),
         }
     }
 
@@ -89,4 +93,5 @@ calls! {
     plans.list_plans(ListPlansRequest) -> ListPlansResponse;
     plans.update_plan(UpdatePlanRequest) -> Plan;
     plans.delete_plan(DeletePlanRequest) -> DeletePlanResponse;
+    rate_limits.should_rate_limit(RateLimitRequest) -> RateLimitResponse;
 }

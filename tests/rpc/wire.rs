@@ -1,9 +1,14 @@
 //! Calls with bytes of the test's own choosing.
 
+use http::HeaderMap;
 use http::uri::PathAndQuery;
-use prost::bytes::{Buf as _, BufMut as _};
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::body::Frame;
+use prost::bytes::{Buf as _, BufMut as _, Bytes};
+use tonic::body::Body;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Request, Status};
+use tower::{Service as _, ServiceExt as _};
 
 use crate::harness::Server;
 
@@ -14,14 +19,55 @@ pub(crate) async fn call(server: &Server, path: &str, message: &[u8]) -> Result<
     let mut request = Request::new(message.to_vec());
     let authorization = format!("Bearer {}", server.operator_secret).parse().unwrap();
     request.metadata_mut().insert("authorization", authorization);
-    let answer = grpc.unary(request, path.parse::<PathAndQuery>().unwrap(), Bytes).await?;
+    let answer = grpc.unary(request, path.parse::<PathAndQuery>().unwrap(), AsTheyAre).await?;
     Ok(answer.into_inner())
 }
 
-/// Bytes as they are.
-struct Bytes;
+/// What came back: status and message, wherever they stood, and the body.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Back {
+    pub(crate) status: String,
+    pub(crate) message: String,
+    pub(crate) body: Bytes,
+}
 
-impl Codec for Bytes {
+/// Sends a message as it would lie on the wire, in frames of so many bytes. A word on the encoding of the message makes it go
+/// the long way.
+pub(crate) async fn post(server: &Server, path: &str, body: &[u8], frame_bytes: usize, the_long_way: bool) -> Back {
+    let frames: Vec<Result<Frame<Bytes>, std::io::Error>> =
+        body.chunks(frame_bytes).map(|chunk| Ok(Frame::data(Bytes::copy_from_slice(chunk)))).collect();
+    let mut request = http::Request::post(path)
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header("authorization", format!("Bearer {}", server.operator_secret));
+    if the_long_way {
+        request = request.header("grpc-encoding", "identity");
+    }
+    let request = request.body(Body::new(StreamBody::new(tokio_stream::iter(frames)))).unwrap();
+    let mut channel = server.channel.clone();
+    let (head, body) = channel.ready().await.unwrap().call(request).await.unwrap().into_parts();
+    assert_eq!(head.headers["content-type"], "application/grpc");
+    let collected = body.collect().await.unwrap();
+    let trailers = collected.trailers().cloned().unwrap_or_else(HeaderMap::new);
+    let told = |name: &str| {
+        let value = trailers.get(name).or_else(|| head.headers.get(name));
+        value.map(|value| value.to_str().unwrap().to_owned()).unwrap_or_default()
+    };
+    Back { status: told("grpc-status"), message: told("grpc-message"), body: collected.to_bytes() }
+}
+
+/// A message as it lies on the wire.
+pub(crate) fn framed(compressed: u8, length: usize, message: &[u8]) -> Vec<u8> {
+    let mut body = vec![compressed];
+    body.extend(u32::try_from(length).unwrap().to_be_bytes());
+    body.extend(message);
+    body
+}
+
+/// Bytes as they are.
+struct AsTheyAre;
+
+impl Codec for AsTheyAre {
     type Encode = Vec<u8>;
     type Decode = Vec<u8>;
     type Encoder = Self;
@@ -36,7 +82,7 @@ impl Codec for Bytes {
     }
 }
 
-impl Encoder for Bytes {
+impl Encoder for AsTheyAre {
     type Item = Vec<u8>;
     type Error = Status;
 
@@ -46,7 +92,7 @@ impl Encoder for Bytes {
     }
 }
 
-impl Decoder for Bytes {
+impl Decoder for AsTheyAre {
     type Item = Vec<u8>;
     type Error = Status;
 

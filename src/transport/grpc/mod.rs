@@ -8,6 +8,7 @@ mod hot;
 mod key_service;
 mod page;
 mod plan_service;
+mod rate_limit;
 mod router;
 mod status;
 
@@ -21,6 +22,7 @@ use tracing::Instrument as _;
 use crate::domain::{Time, Verdict};
 use crate::engine::{Caller, Engine, Error};
 use crate::proto::envoy::service::auth::v3::authorization_server;
+use crate::proto::envoy::service::ratelimit::v3::rate_limit_service_server;
 use crate::proto::v1::{account_service_server, key_service_server, plan_service_server};
 use crate::telemetry::metrics::Metrics;
 use crate::transport::edge::Edge;
@@ -31,11 +33,12 @@ pub use super::HttpStatuses;
 pub use router::{Router, classify};
 
 /// The names of the services, by which health is asked for.
-pub const SERVICES: [&str; 4] = [
+pub const SERVICES: [&str; 5] = [
     key_service_server::SERVICE_NAME,
     account_service_server::SERVICE_NAME,
     plan_service_server::SERVICE_NAME,
     authorization_server::SERVICE_NAME,
+    rate_limit_service_server::SERVICE_NAME,
 ];
 
 /// What the services of all workers share.

@@ -22,6 +22,7 @@ use tracing::Instrument as _;
 
 use crate::proto::DESCRIPTORS;
 use crate::proto::envoy::service::auth::v3::authorization_server::AuthorizationServer;
+use crate::proto::envoy::service::ratelimit::v3::rate_limit_service_server::RateLimitServiceServer;
 use crate::proto::v1::account_service_server::AccountServiceServer;
 use crate::proto::v1::key_service_server::{KeyServiceServer, SERVICE_NAME as KEY_SERVICE};
 use crate::proto::v1::plan_service_server::PlanServiceServer;
@@ -35,16 +36,18 @@ use super::ext_authz::{self, ExtAuthz};
 use super::hot;
 use super::key_service::Keys;
 use super::plan_service::Plans;
+use super::rate_limit::RateLimits;
 
 const CHECK_KEY: &str = "/tollgate.v1.KeyService/CheckKey";
 const EXT_AUTHZ: &str = "/envoy.service.auth.v3.Authorization/Check";
+const SHOULD_RATE_LIMIT: &str = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
 const IMPORT_KEYS: &str = "/tollgate.v1.KeyService/ImportKeys";
 
 /// How the server bounds a call.
 #[must_use]
 pub fn classify(path: &str) -> RequestClass {
     match path {
-        CHECK_KEY | EXT_AUTHZ => RequestClass::Hot,
+        CHECK_KEY | EXT_AUTHZ | SHOULD_RATE_LIMIT => RequestClass::Hot,
         IMPORT_KEYS => RequestClass::Long,
         _ => RequestClass::Ordinary,
     }
@@ -63,6 +66,7 @@ struct Services {
     authorization: AuthorizationServer<ExtAuthz>,
     keys: KeyServiceServer<Keys>,
     imports: KeyServiceServer<Keys>,
+    rate_limits: RateLimitServiceServer<RateLimits>,
     rest: Routes,
 }
 
@@ -102,6 +106,7 @@ impl Router {
                 .max_decoding_message_size(ext_authz::MESSAGE_BYTES_MAX),
             keys: service().max_decoding_message_size(bytes_max),
             imports: service().max_decoding_message_size(api.import_message_bytes_max),
+            rate_limits: RateLimitServiceServer::new(RateLimits(Arc::clone(api))).max_decoding_message_size(bytes_max),
             rest: routes.routes().prepare(),
         }))
     }
@@ -114,6 +119,8 @@ impl Router {
             Box::pin(Arc::clone(&self.0).authorize(request))
         } else if path == EXT_AUTHZ {
             self.0.authorization.clone().call(request)
+        } else if path == SHOULD_RATE_LIMIT {
+            self.0.rate_limits.clone().call(request)
         } else if path == IMPORT_KEYS {
             self.0.imports.clone().call(request)
         } else if path
@@ -174,8 +181,7 @@ impl Service<Request> for Router {
         let clock = api.engine.clock();
         let rpc = RpcLabel::from_path(request.uri().path());
         let start = clock.monotonic();
-        let spanless =
-            matches!(request.uri().path(), CHECK_KEY | EXT_AUTHZ) && !tracing::enabled!(tracing::Level::DEBUG);
+        let spanless = classify(request.uri().path()) == RequestClass::Hot && !tracing::enabled!(tracing::Level::DEBUG);
         let answer = if spanless {
             self.dispatch(request)
         } else {

@@ -107,7 +107,8 @@ impl HttpCheck {
             credential: search.finish(),
             policy,
             client_ip: forwarded.client_ip,
-            referrer: forwarded::single(headers, "referer")?,
+            // The client's own: sent twice it is no fault of the proxy's, and meets no restriction.
+            referrer: forwarded::single(headers, "referer").unwrap_or_default(),
             endpoint: forwarded.endpoint,
             // No proxy that asks over HTTP names its calls in a way that its clients could not.
             attempt: None,

@@ -72,13 +72,21 @@ fn require_own(settings: &[Setting<'_>], forwarded: &Forwarded<'_>) -> Result<()
                 .to_owned(),
         ));
     }
-    // A query of the client's that can't be read is not what stands in ours.
-    let of_client: Vec<_> = forwarded.query().split('&').filter_map(|pair| decoded(pair).ok()).collect();
-    match settings.iter().find(|setting| of_client.contains(setting)) {
+    // A proxy that hands the client's query on hands on all of it, so one pair of it that is not in ours shows that this
+    // one does not, and a client that happens to use the same names is served.
+    let of_client = forwarded.query().split('&').filter(|pair| !pair.is_empty());
+    let mut handed_on = None;
+    for pair in of_client {
+        match decoded(pair).ok().filter(|setting| settings.contains(setting)) {
+            Some((name, _)) => handed_on = Some(name),
+            None => return Ok(()),
+        }
+    }
+    match handed_on {
         None => Ok(()),
-        Some((name, _)) => Err(Fault::Policy(format!(
+        Some(name) => Err(Fault::Policy(format!(
             "`{}` stands in the client's own query too: the proxy hands that on to `/v1/check`",
-            shown(name)
+            shown(&name)
         ))),
     }
 }
@@ -116,6 +124,7 @@ mod tests {
         assert_eq!(cost("", &[], None), Ok(1));
         assert_eq!(cost("cost=5", &[], Some("/")), Ok(5));
         assert_eq!(cost("scopes=tasks%3Aread,a:b&cost=5", &[], Some("/x?page=2&cost=50")), Ok(5));
+        assert_eq!(cost("cost=5", &[], Some("/reports?cost=5&page=2")), Ok(5), "the client's own");
         assert_eq!(cost("headers=cost", &[("x-tollgate-cost", "7")], Some("/")), Ok(7));
         let both = [("x-tollgate-cost", "7"), ("x-tollgate-any-scopes", "a:b")];
         assert_eq!(cost("headers=cost,any_scopes&mode=peek", &both, Some("/")), Ok(7));
@@ -125,11 +134,12 @@ mod tests {
 
     #[test]
     fn what_a_client_can_write_steers_nothing() {
-        let rows: [(&str, Headers<'_>, Option<&str>); 12] = [
+        let rows: [(&str, Headers<'_>, Option<&str>); 13] = [
             // The proxy hands on the client's query.
             ("mode=off", &[], Some("/tasks?mode=off")),
-            ("mode=off", &[], Some("/tasks?a=1&mode=of%66")),
+            ("mode=off", &[], Some("/tasks?mode=of%66&&")),
             ("scopes=a:b&mode=off", &[], Some("/tasks?mode=off")),
+            ("a=1&mode=off", &[], Some("/tasks?a=1&mode=off")),
             ("cost=0", &[], None),
             // Headers that the proxy does not set.
             ("", &[("x-tollgate-mode", "off")], Some("/")),

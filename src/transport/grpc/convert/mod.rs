@@ -8,6 +8,7 @@ mod check;
 mod fields;
 mod key;
 mod limit;
+mod rate_limit;
 mod usage;
 
 pub(super) use account::{account_from, account_patch_from, account_to, plan_from, plan_patch_from, plan_to};
@@ -17,4 +18,5 @@ pub(super) use key::{
     created_to, filter_from, grace_from, import_row_from, key_patch_from, key_to, key_view_to, new_key_from,
     reason_from, self_to,
 };
+pub(super) use rate_limit::{charges_to, shares_from};
 pub(super) use usage::{usage_from, usage_to};

@@ -73,7 +73,7 @@ impl ExtAuthz {
             },
             referrer: view.referrer(),
             endpoint: view.endpoint(),
-            attempt: view.attempt(),
+            attempt: view.attempt(message),
             within: asker.within(),
         };
         let decision = self.0.edge.decide(&inquiry, now);

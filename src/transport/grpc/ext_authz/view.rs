@@ -77,11 +77,11 @@ impl<'a> View<'a> {
         self.header(request_id::HEADER.as_bytes()).and_then(text).filter(|id| request_id::is_plain(id))
     }
 
-    /// What names this call. Clients can choose the id of their request, but not the number of its stream; so what has no
-    /// number may not count as sent again, or a client would pay once for many.
-    pub(super) fn attempt(&self) -> Option<Attempt<'a>> {
-        let call_id = text(self.id)?;
-        Some(Attempt { call_id, request_id: self.header(request_id::HEADER.as_bytes()).and_then(text).unwrap_or("") })
+    /// What names this call, which is the message that this is a view of. Clients can make two requests of theirs equal in
+    /// all but the number of the stream; so what has no number may not count as sent again, or a client would pay once for
+    /// many.
+    pub(super) fn attempt(&self, message: &'a [u8]) -> Option<Attempt<'a>> {
+        (!self.id.is_empty()).then(|| Attempt::of(message))
     }
 
     /// Whether the client speaks gRPC, so that it looks for its error in trailers.

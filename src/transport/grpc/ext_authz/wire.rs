@@ -6,6 +6,9 @@
 
 use super::view::View;
 
+/// Headers that most requests have no more of, so that the list of them is allocated once.
+const HEADERS_EXPECTED: usize = 32;
+
 /// The message is not one. It names no place, because its sender is a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Malformed;
@@ -87,7 +90,7 @@ fn each<'a>(
 
 /// `envoy.service.auth.v3.CheckRequest`.
 pub(super) fn check_request(message: &[u8]) -> Result<View<'_>, Malformed> {
-    let mut view = View::default();
+    let mut view = View { headers: Vec::with_capacity(HEADERS_EXPECTED), ..View::default() };
     each(message, &[1], |number, bytes| if number == 1 { attributes(bytes, &mut view) } else { Ok(()) })?;
     Ok(view)
 }
