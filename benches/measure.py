@@ -44,17 +44,19 @@ class Load:
     # Of all generators: the same number again would be a call that is sent again.
     next_id = int(STREAM_ID) + 1
 
-    def __init__(self, binary, messages, headers, work, core, log):
+    def __init__(self, binary, messages, headers, work, core):
         self.binary, self.messages, self.headers = binary, messages, headers
-        self.message, self.file, self.core, self.log = messages[0], work / "check", core, log
+        self.message, self.file, self.core = messages[0], work / "check", core
 
     def send(self, endpoint, requests, turn, seconds_max):
         stream = str(Load.next_id)
         Load.next_id += requests
         self.file.write_bytes(self.messages[turn % len(self.messages)].replace(STREAM_ID.encode(), stream.encode()))
-        subprocess.run([self.binary, endpoint, str(self.file), str(requests), stream], check=True, text=True,
-                       input="".join(f"{name}: {value}\n" for name, value in self.headers), stderr=self.log,
-                       timeout=seconds_max, preexec_fn=pinned(self.core))
+        done = subprocess.run([self.binary, endpoint, str(self.file), str(requests), stream], check=False, text=True,
+                              input="".join(f"{name}: {value}\n" for name, value in self.headers),
+                              stderr=subprocess.PIPE, timeout=seconds_max, preexec_fn=pinned(self.core))
+        if done.returncode != 0:
+            raise Wrong(f"the generator ended with {done.returncode}: {done.stderr.strip()[-500:]}")
 
 
 def h2load(command, requests, seconds_max, core, log):

@@ -140,11 +140,11 @@ class Bench:
     def generators(self, secrets):
         """For CheckKey, and for both forms in which Envoy sends headers."""
         caller, hot = secrets["caller"], secrets["hot"]
-        common = (self.work, self.client_core, self.log)
         plain = [("content-type", "application/grpc"), ("te", "trailers"), ("authorization", f"Bearer {caller}")]
-        checks = H2load([messages.check_key_request(secret) for secret in hot], plain, *common)
+        checks = H2load([messages.check_key_request(secret) for secret in hot], plain,
+                        self.work, self.client_core, self.log)
         edges = {form: Load(self.binaries["load"], [messages.check_request(secret, form == "raw") for secret in hot],
-                            messages.check_headers(caller), *common) for form in ("raw", "map")}
+                            messages.check_headers(caller), self.work, self.client_core) for form in ("raw", "map")}
         return checks, edges
 
     def start(self, database):
