@@ -244,6 +244,20 @@ impl Server {
         _ = self.child.wait();
     }
 
+    /// Stops all of its threads where they are, until it gets `CONT`.
+    pub(crate) fn hang(&self) {
+        self.signal("STOP");
+        let tasks = format!("/proc/{}/task", self.child.id());
+        // The signal stops one thread at once, and the others when that one runs.
+        eventually("all threads stand still", || {
+            let Ok(tasks) = std::fs::read_dir(&tasks) else { return true };
+            tasks.flatten().all(|task| {
+                let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+                stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+            })
+        });
+    }
+
     /// Sends a signal by its name, such as `TERM`.
     pub(crate) fn signal(&self, name: &str) {
         signal(self.child.id(), name);
