@@ -29,7 +29,8 @@ fn identity(rig: &Rig, edge: &Edge, cases: &mut Cases) {
             "X-Auth-Environment",
             "X-Auth-Scopes",
         ];
-        let aliases = ["x_auth_key_id", "X_Auth_Plan", "x.auth.key-id"];
+        let aliases =
+            ["x_auth_key_id", "X_Auth_Plan", "x.auth.key-id", "X-Auth_Key-Id", "X-Auth.Scopes", "x_auth-plan"];
         names.iter().chain(&aliases).fold(get(target), |call, name| call.header(name, "forged"))
     };
     cases.run("who it is", || {
@@ -68,6 +69,15 @@ fn identity(rig: &Rig, edge: &Edge, cases: &mut Cases) {
                 (vec![&*made.id], vec!["open"]),
                 "{named}"
             );
+        }
+    });
+    cases.run("a tunnel that the API would open", || {
+        for target in ["/healthz", "/v1/me"] {
+            let call = get(target).bearer(&made.secret).header("Connection", "Upgrade, HTTP2-Settings");
+            let call = call.header("Upgrade", "h2c").header("HTTP2-Settings", "AAMAAABkAAQAoAAAAAIAAAAA");
+            assert_eq!(call.send(edge.addr).status, 200, "{target}");
+            let seen = rig.upstream.one();
+            assert!(seen.all("upgrade").is_empty(), "{target}: {seen:?}");
         }
     });
     cases.run("where nobody is asked", || {

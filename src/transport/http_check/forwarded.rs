@@ -32,10 +32,11 @@ impl<'a> Forwarded<'a> {
         Ok(Self { client_ip: client_ip(headers, trusted), endpoint })
     }
 
-    /// The client's own query.
+    /// The client's own query, as far as a query goes: what comes after a `#` was never in ours (RFC 3986, section 3.5).
     pub(super) fn query(&self) -> &'a str {
-        let query = self.endpoint.path.and_then(|path| path.split_once('?'));
-        query.map_or("", |(_, query)| query)
+        let uri = self.endpoint.path.unwrap_or_default();
+        let uri = uri.split_once('#').map_or(uri, |(uri, _)| uri);
+        uri.split_once('?').map_or("", |(_, query)| query)
     }
 }
 

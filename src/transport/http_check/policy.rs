@@ -134,10 +134,12 @@ mod tests {
 
     #[test]
     fn what_a_client_can_write_steers_nothing() {
-        let rows: [(&str, Headers<'_>, Option<&str>); 13] = [
+        let rows: [(&str, Headers<'_>, Option<&str>); 15] = [
             // The proxy hands on the client's query.
             ("mode=off", &[], Some("/tasks?mode=off")),
             ("mode=off", &[], Some("/tasks?mode=of%66&&")),
+            ("mode=off", &[], Some("/tasks?mode=off#")),
+            ("mode=off", &[], Some("/tasks?mode=off#&page=2")),
             ("scopes=a:b&mode=off", &[], Some("/tasks?mode=off")),
             ("a=1&mode=off", &[], Some("/tasks?a=1&mode=off")),
             ("cost=0", &[], None),
