@@ -280,5 +280,23 @@ fn paths(rig: &Rig, edge: &Edge, cases: &mut Cases) {
             });
         }
     }
+    // An API that resolves no dots takes these for tasks and reports, whatever the proxy takes them for.
+    for leading_out in [
+        "/v1/reports/../../healthz",
+        "/v1/reports/%2e%2e/%2E%2E/healthz",
+        "/v1/reports/.%2e/../healthz",
+        "/v1/reports/./../../healthz",
+        "/v1/reports/../tasks",
+        "/v1/reports/..",
+        "/v1/reports/..?x=1",
+    ] {
+        cases.run(leading_out, || {
+            let answer = get(leading_out).bearer(&made.secret).send(edge.addr);
+            assert!(rig.upstream.take().is_empty() && answer.status == 400, "{answer:?}");
+        });
+    }
+    cases.run("dots that are none", || {
+        assert_eq!(get("/v1/tasks/..a/.well-known/a..b/...?x=/../").bearer(&made.secret).send(edge.addr).status, 200);
+    });
     cases.run("plainly", || assert_eq!(get("/v1/tasks/7?x=;%25").bearer(&made.secret).send(edge.addr).status, 200));
 }
