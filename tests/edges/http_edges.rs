@@ -11,6 +11,7 @@ use crate::wire::{call, curl, get};
 /// Who may passes, with who it is; who may not is told why.
 pub(crate) fn holds(rig: &Rig, edge: &Edge, cases: &mut Cases) {
     identity(rig, edge, cases);
+    tunnels(rig, edge, cases);
     passing(rig, edge, cases);
     credentials(rig, edge, cases);
     policies(rig, edge, cases);
@@ -71,19 +72,31 @@ fn identity(rig: &Rig, edge: &Edge, cases: &mut Cases) {
             );
         }
     });
-    cases.run("a tunnel that the API would open", || {
-        for target in ["/healthz", "/v1/me"] {
-            let call = get(target).bearer(&made.secret).header("Connection", "Upgrade, HTTP2-Settings");
-            let call = call.header("Upgrade", "h2c").header("HTTP2-Settings", "AAMAAABkAAQAoAAAAAIAAAAA");
-            assert_eq!(call.send(edge.addr).status, 200, "{target}");
-            let seen = rig.upstream.one();
-            assert!(seen.all("upgrade").is_empty(), "{target}: {seen:?}");
-        }
-    });
     cases.run("where nobody is asked", || {
         assert_eq!(forged("/healthz").send(edge.addr).status, 200);
         let seen = rig.upstream.one();
         assert!(!seen.text().contains("forged") && !seen.text().contains("x-auth"), "{seen:?}");
+    });
+}
+
+fn tunnels(rig: &Rig, edge: &Edge, cases: &mut Cases) {
+    let made = rig.plain_key();
+    cases.run("a tunnel that the API would open", || {
+        for (target, upgrades) in [
+            ("/healthz", &["h2c"][..]),
+            ("/v1/me", &["h2c"]),
+            ("/healthz", &["h2c", "websocket"]),
+            ("/healthz", &["websocket", "h2c"]),
+            ("/healthz", &["websocket, h2c"]),
+            ("/healthz", &["H2C"]),
+        ] {
+            let call = get(target).bearer(&made.secret).header("Connection", "Upgrade, HTTP2-Settings");
+            let call = call.header("HTTP2-Settings", "AAMAAABkAAQAoAAAAAIAAAAA");
+            let call = upgrades.iter().fold(call, |call, upgrade| call.header("Upgrade", upgrade));
+            assert_eq!(call.send(edge.addr).status, 200, "{target} {upgrades:?}");
+            let seen = rig.upstream.one();
+            assert!(seen.all("upgrade").is_empty(), "{target} {upgrades:?}: {seen:?}");
+        }
     });
 }
 
@@ -289,6 +302,7 @@ fn paths(rig: &Rig, edge: &Edge, cases: &mut Cases) {
         "/v1/reports/../tasks",
         "/v1/reports/..",
         "/v1/reports/..?x=1",
+        "/healthz#/v1/reports",
     ] {
         cases.run(leading_out, || {
             let answer = get(leading_out).bearer(&made.secret).send(edge.addr);

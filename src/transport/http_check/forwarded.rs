@@ -17,9 +17,10 @@ pub(super) struct Forwarded<'a> {
 }
 
 impl<'a> Forwarded<'a> {
-    /// Nothing is known but who sent it.
-    pub(super) fn by(peer: IpAddr) -> Self {
-        Self { client_ip: Some(peer), endpoint: Endpoint::default() }
+    /// By somebody who is not to be believed: nothing is known but who that is. One that speaks for another is no client.
+    pub(super) fn by(peer: IpAddr, headers: &HeaderMap) -> Self {
+        let for_another = headers.contains_key("x-forwarded-for") || headers.contains_key("forwarded");
+        Self { client_ip: (!for_another).then_some(peer), endpoint: Endpoint::default() }
     }
 
     /// From headers that are to be believed.
@@ -32,11 +33,10 @@ impl<'a> Forwarded<'a> {
         Ok(Self { client_ip: client_ip(headers, trusted), endpoint })
     }
 
-    /// The client's own query, as far as a query goes: what comes after a `#` was never in ours (RFC 3986, section 3.5).
+    /// The client's own query.
     pub(super) fn query(&self) -> &'a str {
-        let uri = self.endpoint.path.unwrap_or_default();
-        let uri = uri.split_once('#').map_or(uri, |(uri, _)| uri);
-        uri.split_once('?').map_or("", |(_, query)| query)
+        let query = self.endpoint.path.and_then(|uri| uri.split_once('?'));
+        query.map_or("", |(_, query)| query)
     }
 }
 
