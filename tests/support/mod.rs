@@ -377,6 +377,20 @@ pub(crate) fn http_get(addr: SocketAddr, path: &str) -> std::io::Result<(u16, St
     status.zip(body).ok_or_else(|| std::io::Error::other(format!("no answer: `{answer}`")))
 }
 
+/// All that comes back from `/v1/check`, with a query and headers.
+pub(crate) fn http_send(addr: SocketAddr, query: &str, headers: &[(&str, &str)]) -> String {
+    let mut stream = TcpStream::connect(addr).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    write!(stream, "GET /v1/check{query} HTTP/1.1\r\nhost: {addr}\r\nconnection: close\r\n").unwrap();
+    for (name, value) in headers {
+        write!(stream, "{name}: {value}\r\n").unwrap();
+    }
+    stream.write_all(b"\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
 /// All bytes of a directory's files, by their names.
 pub(crate) fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
     let mut found = Vec::new();
