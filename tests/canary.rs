@@ -11,6 +11,13 @@ use std::fmt::Debug;
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use sha2::{Digest as _, Sha256};
+use tollgate::proto::envoy::config::core::v3::{HeaderMap, HeaderValue};
+use tollgate::proto::envoy::extensions::common::ratelimit::v3::{RateLimitDescriptor, rate_limit_descriptor::Entry};
+use tollgate::proto::envoy::service::auth::v3::attribute_context::{self, HttpRequest};
+use tollgate::proto::envoy::service::auth::v3::authorization_client::AuthorizationClient;
+use tollgate::proto::envoy::service::auth::v3::{AttributeContext, CheckRequest};
+use tollgate::proto::envoy::service::ratelimit::v3::RateLimitRequest;
+use tollgate::proto::envoy::service::ratelimit::v3::rate_limit_service_client::RateLimitServiceClient;
 use tollgate::proto::v1::{
     CheckContext, CheckKeyRequest, CreateKeyRequest, GetAccountRequest, GetKeyRequest, GetLimitsRequest,
     GetPlanRequest, GetSelfRequest, GetUsageRequest, ImportKeysRequest, ImportedKey, Key, KeyFilter, Limit,
@@ -203,6 +210,7 @@ async fn scenario(home: Home, arguments: &[&str]) -> Canary {
         look_ups(&mut canary, &server, &mut keys, secret, &id).await;
         writes(&mut canary, &mut keys, secret, &account, &id).await;
         misplaced_credentials(&mut canary, &server, secret).await;
+        edges(&mut canary, &server, &home.token, secret).await;
         commands(&mut canary, &server, &home.token, secret);
     }
     canary.traces(&home, "in use");
@@ -417,6 +425,60 @@ async fn misplaced_credentials(canary: &mut Canary, server: &Server, secret: &st
     }
     for path in [format!("/{secret}"), format!("/metrics?key={secret}"), format!("/healthz/{secret}")] {
         canary.saw("an answer of the HTTP port", server.get(&path).1);
+    }
+}
+
+/// A secret where a client of a proxy, or the proxy, may put it.
+async fn edges(canary: &mut Canary, server: &Server, token: &str, secret: &str) {
+    let bearer = format!("Bearer {secret}");
+    let uri = format!("/v1/tasks?api_key={secret}&mode=off");
+    for (name, value) in [
+        ("authorization", bearer.as_str()),
+        ("authorization", secret),
+        ("x-api-key", secret),
+        ("x-request-id", secret),
+        ("referer", &uri),
+        ("content-type", secret),
+        ("x-forwarded-uri", &uri),
+        ("x-forwarded-host", secret),
+        ("x-forwarded-for", secret),
+        ("x-tollgate-mode", secret),
+        ("x-tollgate-token", secret),
+    ] {
+        for query in ["", "?mode=off", "?headers=mode", "?cost=1&scopes=a:b"] {
+            let mut headers = vec![(name, value)];
+            headers.extend(Some(("x-tollgate-token", token)).filter(|(token, _)| *token != name));
+            headers.extend(Some(("x-forwarded-uri", "/")).filter(|(uri, _)| *uri != name));
+            canary.saw(format!("/v1/check with {name}"), support::http_send(server.http, query, &headers));
+        }
+        let header =
+            HeaderValue { key: name.to_owned(), raw_value: value.as_bytes().to_vec(), ..HeaderValue::default() };
+        let http = HttpRequest {
+            id: secret.to_owned(),
+            path: uri.clone(),
+            header_map: Some(HeaderMap { headers: vec![header] }),
+            ..HttpRequest::default()
+        };
+        for (setting, value) in [("cost", "1"), ("mode", "off"), ("scopes", secret), (secret, "1")] {
+            let attributes = AttributeContext {
+                request: Some(attribute_context::Request { http: Some(http.clone()) }),
+                context_extensions: [(setting.to_owned(), value.to_owned())].into(),
+                ..AttributeContext::default()
+            };
+            let mut request = Request::new(CheckRequest { attributes: Some(attributes) });
+            request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+            request.metadata_mut().insert("x-client-ip", secret.parse().unwrap());
+            let answer = AuthorizationClient::new(server.channel().await).check(request).await;
+            canary.answer(&format!("Check with {name}, {setting}"), answer);
+        }
+    }
+    let entry = |key: &str| Entry { key: key.to_owned(), value: secret.to_owned() };
+    for entries in [vec![entry("key_id")], vec![entry("account_id")], vec![entry(secret)]] {
+        let descriptors = vec![RateLimitDescriptor { entries, ..RateLimitDescriptor::default() }];
+        let mut request = Request::new(RateLimitRequest { domain: secret.to_owned(), descriptors, hits_addend: 1 });
+        request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+        let answer = RateLimitServiceClient::new(server.channel().await).should_rate_limit(request).await;
+        canary.answer("ShouldRateLimit", answer);
     }
 }
 

@@ -62,6 +62,16 @@ fn the_tollgate_lines_work_as_printed() {
 }
 
 #[test]
+fn the_curl_line_works_as_printed() {
+    let Some(_) = tool("TOLLGATE_TEST_CURL", "curl") else { return };
+    let home = Home::empty();
+    let (_server, printed, _) = first_start(&home);
+    let [line] = commands(&printed, "curl -i")[..] else { panic!("one line is expected:\n{printed}") };
+    let answer = paste(line, home.path(), &[]);
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("x-auth-account-id: acct_demo"), "{answer}");
+}
+
+#[test]
 fn the_grpcurl_lines_work_as_printed() {
     let Some(grpcurl) = tool("TOLLGATE_TEST_GRPCURL", "grpcurl") else { return };
     let home = Home::empty();

@@ -100,8 +100,13 @@ fn commands(info: &DevInfo, program: &str, operator: &str, live: &str) -> String
     let create_too =
         tollgate(&format!("keys create --account {account} --name \"from the command line\" --scope tasks:read"));
     let usage_too = tollgate(&format!("usage --account {account}"));
+    let http = reachable(info.http_addr);
+    let edge = format!(
+        "curl -i http://{http}/v1/check -H \"X-Tollgate-Token: {operator}\" -H \"Authorization: Bearer {live}\""
+    );
     format!(
         "Check the live key:\n\n  {check}\n  {check_too}\n\n\
+         What nginx or another proxy would be told (Envoy: docs/envoy.md):\n\n  {edge}\n\n\
          Make a key:\n\n  {create}\n  {create_too}\n\n\
          See what was used, about a second later:\n\n  {usage}\n  {usage_too}\n\n"
     )

@@ -93,7 +93,7 @@ const MESSAGE_FORMAT: rule::Word<MessageFormat> =
     rule::Word { words: &[("json", MessageFormat::Json), ("problem", MessageFormat::Problem)] };
 const HEADERS: rule::List<String> = rule::List {
     item: |text| is_header(text).then(|| text.to_owned()),
-    allowed: "names of headers other than `authorization`, in lower case, such as `x-api-key`",
+    allowed: "names of headers that mean nothing else, in lower case, such as `x-api-key`",
 };
 const PARAMETER: rule::MaybeText = rule::MaybeText(rule::Text {
     is_allowed: is_word,
@@ -129,8 +129,25 @@ fn is_word(text: &str) -> bool {
     word && (1..=64).contains(&text.len())
 }
 
+/// A header of the operator's choice: in lower case, and none that says something else already. In most of these a proxy says
+/// who it is, or whom it speaks for.
 fn is_header(text: &str) -> bool {
-    is_word(text) && text != "authorization" && !text.bytes().any(|b| b.is_ascii_uppercase() || b == b'_')
+    let taken = [
+        "authorization",
+        "connection",
+        "content-type",
+        "cookie",
+        "forwarded",
+        "host",
+        "referer",
+        "x-client-ip",
+        "x-request-id",
+    ];
+    let families = ["x-tollgate-", "x-forwarded-", "x-ratelimit-", "x-envoy-", "proxy-"];
+    is_word(text)
+        && !text.bytes().any(|b| b.is_ascii_uppercase() || b == b'_')
+        && !taken.contains(&text)
+        && !families.iter().any(|family| text.starts_with(family))
 }
 
 /// What may stand between the quotes of a header's parameter as it is (RFC 9110, section 5.6.4).

@@ -210,21 +210,18 @@ impl Config {
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
-        let (grpc, http) = (self.server.grpc_addr, self.server.http_addr);
-        if !grpc.ip().is_loopback() && self.server.tls.cert_file.is_none() {
+        let addr = self.server.grpc_addr;
+        if !addr.ip().is_loopback() && self.server.tls.cert_file.is_none() {
             warnings.push(format!(
-                "`server.grpc_addr` is `{grpc}`, which other machines reach, and TLS is off: keys cross the network in the \
+                "`server.grpc_addr` is `{addr}`, which other machines reach, and TLS is off: keys cross the network in the \
                  clear; set `server.tls.cert_file` and `server.tls.key_file`, or listen on a loopback address"
             ));
         }
-        // The HTTP port serves checks too.
-        for (name, addr) in [("server.grpc_addr", grpc), ("server.http_addr", http)] {
-            if !addr.ip().is_loopback() && self.check.auth == CheckAuth::Off {
-                warnings.push(format!(
-                    "`check.auth` is `off` and `{name}` is `{addr}`: WHOEVER REACHES THIS PORT CAN TEST KEYS AND SPEND THEIR \
-                     LIMITS; set `check.auth` to `required`, or listen on a loopback address"
-                ));
-            }
+        if !addr.ip().is_loopback() && self.check.auth == CheckAuth::Off {
+            warnings.push(format!(
+                "`check.auth` is `off` and `server.grpc_addr` is `{addr}`: WHOEVER REACHES THIS PORT CAN TEST KEYS AND SPEND \
+                 THEIR LIMITS; set `check.auth` to `required`, or listen on a loopback address"
+            ));
         }
         if let Some(everybody) = self.edge.trusted_proxies.iter().find(|net| net.prefix_len() == 0) {
             warnings.push(format!(

@@ -50,8 +50,7 @@ impl Default for HttpOptions {
         Self {
             addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 9090)),
             connections_max: 1_024,
-            // Longer than proxies keep idle connections (nginx and Caddy: 1 and 2 minutes), so that it is they who close them.
-            header_read_timeout: Duration::from_secs(150),
+            header_read_timeout: Duration::from_secs(10),
             connection_age_max: Duration::from_mins(10),
             drain_timeout: Duration::from_secs(5),
         }

@@ -244,6 +244,20 @@ impl Server {
         _ = self.child.wait();
     }
 
+    /// Stops all of its threads where they are, until it gets `CONT`.
+    pub(crate) fn hang(&self) {
+        self.signal("STOP");
+        let tasks = format!("/proc/{}/task", self.child.id());
+        // The signal stops one thread at once, and the others when that one runs.
+        eventually("all threads stand still", || {
+            let Ok(tasks) = std::fs::read_dir(&tasks) else { return true };
+            tasks.flatten().all(|task| {
+                let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+                stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+            })
+        });
+    }
+
     /// Sends a signal by its name, such as `TERM`.
     pub(crate) fn signal(&self, name: &str) {
         signal(self.child.id(), name);
@@ -361,6 +375,20 @@ pub(crate) fn http_get(addr: SocketAddr, path: &str) -> std::io::Result<(u16, St
     let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
     let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned());
     status.zip(body).ok_or_else(|| std::io::Error::other(format!("no answer: `{answer}`")))
+}
+
+/// All that comes back from `/v1/check`, with a query and headers.
+pub(crate) fn http_send(addr: SocketAddr, query: &str, headers: &[(&str, &str)]) -> String {
+    let mut stream = TcpStream::connect(addr).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    write!(stream, "GET /v1/check{query} HTTP/1.1\r\nhost: {addr}\r\nconnection: close\r\n").unwrap();
+    for (name, value) in headers {
+        write!(stream, "{name}: {value}\r\n").unwrap();
+    }
+    stream.write_all(b"\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
 }
 
 /// All bytes of a directory's files, by their names.

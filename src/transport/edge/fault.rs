@@ -56,21 +56,27 @@ impl Fault {
     }
 }
 
-/// The log of faults: a line a second at most, because each request of a route with a wrong policy has the same.
+/// The log of faults: a line a second at most for each kind, because each request of a route with a wrong policy has the same.
 #[derive(Debug)]
 pub struct FaultLog {
     clock: Clock,
-    last_second: AtomicI64,
+    last_seconds: [AtomicI64; 3],
 }
 
 impl FaultLog {
     pub(super) fn new(clock: Clock) -> Self {
-        Self { clock, last_second: AtomicI64::new(i64::MIN) }
+        Self { clock, last_seconds: std::array::from_fn(|_| AtomicI64::new(i64::MIN)) }
     }
 
     pub(in crate::transport) fn tell(&self, fault: &Fault) {
+        let [policy, caller, unavailable] = &self.last_seconds;
+        let last_second = match fault {
+            Fault::Policy(_) => policy,
+            Fault::Caller(_) => caller,
+            Fault::Unavailable(_) => unavailable,
+        };
         let second = i64::try_from(self.clock.monotonic().as_secs()).unwrap_or(i64::MAX);
-        if self.last_second.swap(second, Ordering::Relaxed) != second {
+        if last_second.swap(second, Ordering::Relaxed) != second {
             tracing::error!(code = fault.code(), "an edge got no decision: {fault}");
         }
     }

@@ -17,6 +17,9 @@ use tonic::body::Body;
 
 /// Bytes before a message: whether it is compressed, and its length.
 const HEAD_BYTES: usize = 5;
+/// Bytes of a part of an answer. h2 puts what is shorter than 1,024 bytes beside the answers of others and sends all in one
+/// write; a longer part would be a write of its own.
+const PART_BYTES_MAX: usize = 1_023;
 
 // As constants they are not looked for by their letters each time.
 const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
@@ -81,14 +84,14 @@ pub(super) fn response<M: Message>(answer: Result<M, Status>) -> Response<Body> 
     frame.put_u8(0);
     frame.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
     answer.encode_raw(&mut frame);
-    let mut response = Response::new(Body::new(Answer { message: Some(frame.freeze()), ended: false }));
+    let mut response = Response::new(Body::new(Answer { message: frame.freeze(), ended: false }));
     response.headers_mut().insert(http::header::CONTENT_TYPE, CONTENT_TYPE);
     response
 }
 
-/// One message, and the trailers that say that all went well.
+/// One message, in parts, and the trailers that say that all went well.
 struct Answer {
-    message: Option<Bytes>,
+    message: Bytes,
     ended: bool,
 }
 
@@ -97,8 +100,9 @@ impl hyper::body::Body for Answer {
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        if let Some(message) = self.message.take() {
-            return Poll::Ready(Some(Ok(Frame::data(message))));
+        if !self.message.is_empty() {
+            let part = self.message.len().min(PART_BYTES_MAX);
+            return Poll::Ready(Some(Ok(Frame::data(self.message.split_to(part)))));
         }
         if std::mem::replace(&mut self.ended, true) {
             return Poll::Ready(None);

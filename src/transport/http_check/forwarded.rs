@@ -17,9 +17,10 @@ pub(super) struct Forwarded<'a> {
 }
 
 impl<'a> Forwarded<'a> {
-    /// Nothing is known but who sent it.
-    pub(super) fn by(peer: IpAddr) -> Self {
-        Self { client_ip: Some(peer), endpoint: Endpoint::default() }
+    /// By somebody who is not to be believed: nothing is known but who that is. One that speaks for another is no client.
+    pub(super) fn by(peer: IpAddr, headers: &HeaderMap) -> Self {
+        let for_another = headers.contains_key("x-forwarded-for") || headers.contains_key("forwarded");
+        Self { client_ip: (!for_another).then_some(peer), endpoint: Endpoint::default() }
     }
 
     /// From headers that are to be believed.
@@ -34,7 +35,7 @@ impl<'a> Forwarded<'a> {
 
     /// The client's own query.
     pub(super) fn query(&self) -> &'a str {
-        let query = self.endpoint.path.and_then(|path| path.split_once('?'));
+        let query = self.endpoint.path.and_then(|uri| uri.split_once('?'));
         query.map_or("", |(_, query)| query)
     }
 }

@@ -71,10 +71,12 @@ async fn the_clients_address_is_what_envoy_says() {
 async fn where_anybody_may_ask_nobodys_word_for_the_address_is_taken() {
     let server = Server::start_with(Settings { check_needs_caller: false, ..Settings::default() }).await;
     let (here, peer) = (bound(&server, "198.51.100.0/24").await, bound(&server, "192.0.2.7").await);
-    let told = [("x-client-ip", "198.51.100.9")];
-    for (secret, expected) in [(here, "IP_DENIED"), (peer, "ALLOWED")] {
-        let answer = ask_with(&server, &told, with_key(&secret, &[])).await.unwrap();
-        assert_eq!(verdict(&answer), expected);
+    let told: Pairs<'_> = &[("x-client-ip", "198.51.100.9")];
+    for (metadata, secret, expected) in
+        [(told, &here, "IP_DENIED"), (told, &peer, "IP_DENIED"), (&[], &here, "IP_DENIED"), (&[], &peer, "ALLOWED")]
+    {
+        let answer = ask_with(&server, metadata, with_key(secret, &[])).await.unwrap();
+        assert_eq!(verdict(&answer), expected, "{metadata:?}");
     }
 }
 

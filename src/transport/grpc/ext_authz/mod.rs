@@ -52,25 +52,27 @@ impl ExtAuthz {
         message: &[u8],
     ) -> Result<CheckResponse, Status> {
         let settings = &self.0.edge.settings;
-        let view = wire::check_request(message).map_err(|_| Status::invalid_argument("the message does not decode"))?;
+        let view = || wire::check_request(message).map_err(|_| Status::invalid_argument("the message does not decode"));
         if self.0.require_serving().is_err() {
-            return Ok(self.fault(&Fault::Unavailable("the index is being loaded".to_owned()), &view));
+            return Ok(self.fault(&Fault::Unavailable("the index is being loaded".to_owned()), &view()?));
         }
         let now = self.0.engine.clock().now();
         let asker = self.0.asker(metadata, peer, now)?;
+        let view = view()?;
         let policy = match view.policy() {
             Ok(policy) => policy,
             Err(fault) => return Ok(self.fault(&fault, &view)),
         };
         let format = policy.message_format.unwrap_or(settings.message_format);
-        let told_ip = if asker.is_known() { client_ip(metadata) } else { ClientIp::Untold };
+        // Somebody who speaks for another is no client, also where what it says of the other is not to be believed.
+        let client_ip = match client_ip(metadata) {
+            ClientIp::Told(ip) => ip.filter(|_| asker.is_known()),
+            ClientIp::Untold => view.source(),
+        };
         let inquiry = Inquiry {
             credential: view.credential(settings),
             policy,
-            client_ip: match told_ip {
-                ClientIp::Told(ip) => ip,
-                ClientIp::Untold => view.source(),
-            },
+            client_ip,
             referrer: view.referrer(),
             endpoint: view.endpoint(),
             attempt: view.attempt(message),
