@@ -159,7 +159,11 @@ fn is_quotable(byte: u8) -> bool {
 pub const KEYS: &[Key] = &[
     key!(store.database, rule::DatabaseUrl, "The database: a SQLite file, made on first use."),
     key!(server.grpc_addr, rule::Addr, "Where gRPC is served. Port 0 picks a free one."),
-    key!(server.http_addr, rule::Addr, "Where metrics and health are served over HTTP. Port 0 picks a free one."),
+    key!(
+        server.http_addr,
+        rule::Addr,
+        "Where `/v1/check`, metrics and health are served over HTTP. Port 0 picks a free one."
+    ),
     key!(server.workers, count(0..=1_024), "Worker threads. 0: one a core."),
     key!(server.connections_max, count(1..=1_000_000), "Open connections; further ones are closed at once."),
     key!(server.streams_per_connection_max, count(1..=1_000_000), "Concurrent calls on one connection."),
@@ -198,7 +202,7 @@ pub const KEYS: &[Key] = &[
     key!(
         check.auth,
         CHECK_AUTH,
-        "Whether CheckKey needs a caller with `tollgate:check`. `off` is for a sidecar on a loopback address."
+        "Whether a check needs a caller with `tollgate:check`: CheckKey, and those of proxies. `off` is for a sidecar on a loopback address."
     ),
     key!(
         check.key_checks_per_second,
@@ -213,7 +217,7 @@ pub const KEYS: &[Key] = &[
     key!(
         edge.credential_headers,
         HEADERS,
-        "Headers, beside `Authorization: Bearer`, in which clients of an edge may send their key."
+        "Headers, beside `Authorization: Bearer`, in which clients of an edge may send their key. nginx and Caddy must take them out."
     ),
     key!(
         edge.credential_query,
@@ -224,7 +228,7 @@ pub const KEYS: &[Key] = &[
     key!(
         edge.identity_prefix,
         HEADER_PREFIX,
-        "What the headers begin with that tell the upstream whose request it is."
+        "What the headers begin with that tell the upstream whose request it is. The proxy must not let clients send such."
     ),
     key!(edge.realm, REALM, "The realm of `WWW-Authenticate`."),
     key!(edge.message_format, MESSAGE_FORMAT, "How denials are written: `json`, or `problem` for RFC 9457."),

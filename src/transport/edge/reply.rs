@@ -233,3 +233,22 @@ pub(in crate::transport) fn header_value(mut value: String) -> String {
     }
     value
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_into_a_header_breaks_nothing() {
+        for (value, header, quoted) in [
+            ("plain ~text!", "plain ~text!", "plain ~text!"),
+            ("a\r\nset-cookie: x=1", "a??set-cookie: x=1", "a''set-cookie: x=1"),
+            ("nul\0tab\tdel\u{7f}", "nul?tab?del?", "nul'tab'del'"),
+            ("\u{e9}\u{2028}\u{1F511}", "???", "'''"),
+            ("\"quoted\" back\\slash", "\"quoted\" back\\slash", "'quoted' back'slash"),
+        ] {
+            assert_eq!(header_value(value.to_owned()), header);
+            assert_eq!(quotable(value), quoted);
+        }
+    }
+}

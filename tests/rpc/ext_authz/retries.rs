@@ -105,6 +105,27 @@ async fn the_same_call_of_two_keys_is_two() {
 }
 
 #[tokio::test]
+async fn a_call_that_is_broken_off_and_sent_again_is_charged_once() {
+    let server = Arc::new(Server::start().await);
+    let (id, secret) = limited(&server, 1_000).await;
+    for i in 0..100 {
+        let call = stream(&secret, &i.to_string(), "r");
+        let broken_off = tokio::spawn({
+            let (server, call) = (Arc::clone(&server), call.clone());
+            async move { ask(&server, call).await }
+        });
+        // Somewhere between its beginning and its end.
+        for _ in 0..i % 10 {
+            tokio::task::yield_now().await;
+        }
+        broken_off.abort();
+        _ = broken_off.await;
+        allowed(&ask(&server, call).await);
+    }
+    assert_eq!(left(&server, &id).await, 900);
+}
+
+#[tokio::test]
 async fn of_many_at_once_one_is_charged() {
     let server = Arc::new(Server::start().await);
     let (id, secret) = limited(&server, 1_000).await;

@@ -165,3 +165,26 @@ fn text(value: &str) -> Value {
 fn number(value: u64) -> Value {
     Value { kind: Some(Kind::NumberValue(value as f64)) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_for_grpc_is_one_line_of_ascii() {
+        for (message, encoded) in [
+            ("lacks: tasks:write", "lacks: tasks:write"),
+            ("100%\r\ngrpc-status: 0", "100%25%0D%0Agrpc-status: 0"),
+            ("\u{e9}\0", "%C3%A9%00"),
+        ] {
+            let [(_, code), (_, found)] = grpc_status(Code::PermissionDenied, message);
+            assert_eq!((code.as_str(), found.as_str()), ("7", encoded));
+        }
+    }
+
+    #[test]
+    fn every_header_that_goes_out_is_made_to_fit() {
+        let options = options([("x-a", "a\r\nx-b: c".to_owned())]);
+        assert_eq!(options[0].header.as_ref().unwrap().value, "a??x-b: c");
+    }
+}

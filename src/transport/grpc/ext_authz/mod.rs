@@ -57,7 +57,11 @@ impl ExtAuthz {
             return Ok(self.fault(&Fault::Unavailable("the index is being loaded".to_owned()), &view()?));
         }
         let now = self.0.engine.clock().now();
-        let asker = self.0.asker(metadata, peer, now)?;
+        let asker = self.0.asker(metadata, peer, now).inspect_err(|status| {
+            // Envoy keeps what it is told to itself, so the operator would find it nowhere.
+            let from = peer.map(|peer| format!(" (from {})", peer.remote().ip())).unwrap_or_default();
+            self.0.edge.faults.tell(&Fault::Caller(format!("{}{from}", status.message())));
+        })?;
         let view = view()?;
         let policy = match view.policy() {
             Ok(policy) => policy,
