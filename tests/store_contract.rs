@@ -9,6 +9,8 @@
 mod commit;
 #[path = "store_contract/keys.rs"]
 mod keys;
+#[path = "store_contract/leases.rs"]
+mod leases;
 #[path = "store_contract/lists.rs"]
 mod lists;
 #[path = "store_contract/load.rs"]
@@ -42,6 +44,11 @@ macro_rules! suite {
             keys::the_grace_of_a_retired_secret_can_be_changed,
             keys::revoked_keys_stay,
             keys::renewals_are_found,
+            leases::no_more_is_leased_than_there_is,
+            leases::what_is_returned_can_be_leased_again_and_what_is_spent_not,
+            leases::leases_of_the_dead_are_charged_or_refunded,
+            leases::a_large_batch_of_leases,
+            leases::leases_at_once_share_what_there_is,
             lists::absence_is_no_error,
             lists::keys_are_listed_in_the_order_of_their_ids,
             lists::each_filter_of_keys,

@@ -8,6 +8,8 @@
 //!   that has been spent is never opened again;
 //! - what was granted is forgotten only when its window is over.
 
+use serde::{Deserialize, Serialize};
+
 use crate::domain::{Algorithm, Limit, Time, TimeZone};
 
 use super::window::{Calendar, Window, window_at};
@@ -56,11 +58,13 @@ impl Rule {
     }
 }
 
-/// What was granted of one limit to one subject.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What was granted of one limit to one subject. A store keeps it as serde writes it, and does not look inside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct State(Inner);
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 enum Inner {
     Fixed {
         window: Window,
@@ -75,8 +79,23 @@ enum Inner {
 }
 
 /// The stretch of time for which units are granted: a number that only grows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Slot(i64);
+
+impl Slot {
+    /// From its number.
+    #[must_use]
+    pub const fn new(number: i64) -> Self {
+        Self(number)
+    }
+
+    /// Its number.
+    #[must_use]
+    pub const fn number(self) -> i64 {
+        self.0
+    }
+}
 
 impl State {
     /// Of a limit of which nothing was granted yet.

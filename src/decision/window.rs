@@ -1,11 +1,12 @@
 //! Where on the calendar a window begins and ends.
 
 use jiff::civil::{Date, Time as CivilTime};
+use serde::{Deserialize, Serialize};
 
 use crate::domain::{Period, Time, TimeZone};
 
 /// A stretch of time: from `start`, up to but without `end`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Window {
     /// Its first moment.
     pub start: Time,

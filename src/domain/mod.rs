@@ -7,6 +7,7 @@
 
 mod account;
 pub mod base62;
+mod budget;
 mod id;
 mod key;
 mod limit;
@@ -18,6 +19,7 @@ mod usage;
 mod verdict;
 
 pub use account::{Account, AccountStatus, CreditOverride, Plan};
+pub use budget::{BudgetId, Subject};
 pub use id::{AccountId, KeyId, PlanId, Revision};
 pub use key::{Environment, Key, KeyStatus, Policy, PreviousSecret, Revocation, SecretHash, Status};
 pub use limit::{Algorithm, Limit, LimitName, Period, UNITS_MAX};

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
-use super::{Commit, CommitError, KeyQuery, Loaded, SharedStore, Store, StoreError, StoredKey, UsageFlush, UsageQuery};
+use super::{
+    ClosedLease, Commit, CommitError, Incarnation, KeyQuery, LeaseBatch, Leased, Loaded, SharedStore, Store,
+    StoreError, StoredKey, Uncertain, UsageFlush, UsageQuery,
+};
 use crate::ambient::Clock;
 use crate::domain::{Account, AccountId, KeyId, Plan, PlanId, Revision, Time, UsageRow};
 use crate::telemetry::metrics::Metrics;
@@ -98,6 +101,19 @@ impl Store for MeteredStore {
 
     async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageRow>, StoreError> {
         self.read("usage", self.inner.usage(query)).await
+    }
+
+    async fn lease(&self, batch: &LeaseBatch) -> Result<Vec<Leased>, StoreError> {
+        self.read("lease", self.inner.lease(batch)).await
+    }
+
+    async fn close_leases(
+        &self,
+        survivor: Incarnation,
+        now: Time,
+        policy: Uncertain,
+    ) -> Result<Vec<ClosedLease>, StoreError> {
+        self.read("close_leases", self.inner.close_leases(survivor, now, policy)).await
     }
 
     async fn pepper_ids(&self) -> Result<Vec<String>, StoreError> {

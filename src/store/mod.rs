@@ -13,6 +13,7 @@
 //! Implement [`Store`], and run `tests/store_contract.rs` on it: every case there is written against the trait alone. A
 //! change of the trait needs a case there.
 
+mod lease;
 pub mod metered;
 pub mod sqlite;
 
@@ -28,12 +29,15 @@ use crate::domain::{
     UsageDelta, UsageRow,
 };
 
+pub use lease::{ClosedLease, Incarnation, LeaseAsk, LeaseBatch, Leased, Settled, Uncertain};
+
 /// A store that other parts share.
 pub type SharedStore = Arc<dyn Store>;
 
 /// What every storage engine does.
 ///
-/// Absence is `Ok(None)` or an empty list. All calls but [`Store::commit`] and [`Store::record_usage`] only read.
+/// Absence is `Ok(None)` or an empty list. All calls but [`Store::commit`], [`Store::record_usage`], [`Store::lease`]
+/// and [`Store::close_leases`] only read.
 #[async_trait]
 pub trait Store: std::fmt::Debug + Send + Sync {
     /// Makes all of these changes durable, or none. Returns the revision at which they exist.
@@ -72,6 +76,18 @@ pub trait Store: std::fmt::Debug + Send + Sync {
 
     /// Sums usage over the buckets of the query, in the order bucket, key, environment, verdict; at most `rows_max` rows.
     async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageRow>, StoreError>;
+
+    /// Grants leases and settles earlier ones, all of the batch or none. The answers are in the order of the asks. What is granted
+    /// was never granted before and is never again, whatever happens to the process that got it.
+    async fn lease(&self, batch: &LeaseBatch) -> Result<Vec<Leased>, StoreError>;
+
+    /// Ends the leases of all processes but this one, which must be known to be gone. Returns what they had not settled.
+    async fn close_leases(
+        &self,
+        survivor: Incarnation,
+        now: Time,
+        policy: Uncertain,
+    ) -> Result<Vec<ClosedLease>, StoreError>;
 
     /// The ids of the peppers that stored secrets were hashed with.
     async fn pepper_ids(&self) -> Result<Vec<String>, StoreError>;

@@ -10,6 +10,7 @@ mod commit;
 mod error;
 mod insert_keys;
 mod intern;
+mod leases;
 mod load;
 mod lock;
 mod open;
@@ -33,7 +34,10 @@ pub use open::OpenMode;
 
 use self::lock::Lock;
 use self::writer::Writer;
-use super::{Commit, CommitError, KeyQuery, Loaded, Store, StoreError, StoredKey, UsageFlush, UsageQuery};
+use super::{
+    ClosedLease, Commit, CommitError, Incarnation, KeyQuery, LeaseBatch, Leased, Loaded, Store, StoreError, StoredKey,
+    Uncertain, UsageFlush, UsageQuery,
+};
 use crate::domain::{Account, AccountId, KeyId, Plan, PlanId, Revision, Time, UsageRow};
 
 /// A store in a file.
@@ -122,6 +126,21 @@ impl Store for SqliteStore {
 
     async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageRow>, StoreError> {
         usage::sums(&self.readers, query).await
+    }
+
+    async fn lease(&self, batch: &LeaseBatch) -> Result<Vec<Leased>, StoreError> {
+        let (writer, batch) = (Arc::clone(&self.writer), batch.clone());
+        let written = tokio::spawn(async move { leases::lease(&writer, &batch).await });
+        written.await.map_err(|error| died(&error))?
+    }
+
+    async fn close_leases(
+        &self,
+        survivor: Incarnation,
+        now: Time,
+        policy: Uncertain,
+    ) -> Result<Vec<ClosedLease>, StoreError> {
+        leases::close(&self.writer, survivor, now, policy).await
     }
 
     async fn pepper_ids(&self) -> Result<Vec<String>, StoreError> {

@@ -10,7 +10,10 @@ use sqlx::{Connection as _, Row as _, SqliteConnection};
 use super::OpenError;
 
 /// In order; the schema's number is how many of them have been applied, kept in SQLite's `user_version`.
-const MIGRATIONS: &[&str] = &[include_str!("../../../migrations/sqlite/0001_initial.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("../../../migrations/sqlite/0001_initial.sql"),
+    include_str!("../../../migrations/sqlite/0002_budgets.sql"),
+];
 
 /// Marks a database as Tollgate's: `tlgt` in SQLite's `application_id`.
 const APPLICATION_ID: i64 = 0x746c_6774;

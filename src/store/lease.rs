@@ -1,0 +1,74 @@
+//! Leases: what processes may spend of the budgets that they share.
+
+use crate::decision::quota::{Rule, Slot, State};
+use crate::domain::{BudgetId, Time, TimeZone};
+
+/// A process, from its start to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Incarnation(pub [u8; 16]);
+
+/// What one process asks and says of its leases, in one transaction.
+#[derive(Clone, Debug)]
+pub struct LeaseBatch {
+    /// Who.
+    pub incarnation: Incarnation,
+    /// When, by its clock.
+    pub now: Time,
+    /// Each budget at most once.
+    pub asks: Vec<LeaseAsk>,
+}
+
+/// What is asked and said of one budget.
+#[derive(Clone, Debug)]
+pub struct LeaseAsk {
+    /// Which.
+    pub budget: BudgetId,
+    /// What it is held against now.
+    pub rule: Rule,
+    /// Where its days and months begin.
+    pub zone: TimeZone,
+    /// What has become of earlier leases since this was last said.
+    pub settled: Vec<Settled>,
+    /// Units to be granted, as many of them as there are; 0 asks only how it stands.
+    pub wanted: u64,
+}
+
+/// Units of one slot that are no longer leased.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settled {
+    /// The slot that they were granted for.
+    pub slot: Slot,
+    /// Units spent.
+    pub spent: u64,
+    /// Units that never will be.
+    pub returned: u64,
+}
+
+/// How a budget stands after its part of the batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leased {
+    /// Units granted, for the slot in which the state is.
+    pub granted: u64,
+    /// The state.
+    pub state: State,
+}
+
+/// What to do with the leases of processes that ended without a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Uncertain {
+    /// They count as spent.
+    Charge,
+    /// They are given back.
+    Refund,
+}
+
+/// A lease of a process that is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClosedLease {
+    /// Of which budget.
+    pub budget: BudgetId,
+    /// For which slot.
+    pub slot: Slot,
+    /// Units of which nobody knows whether they were spent.
+    pub units: u64,
+}

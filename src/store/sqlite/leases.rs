@@ -1,0 +1,218 @@
+//! Leases. The arithmetic is `decision::quota`'s; here it is given the states, and what comes of it is written down.
+
+use std::collections::HashMap;
+
+use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection};
+
+use super::writer::Writer;
+use crate::decision::quota::{Slot, State};
+use crate::domain::{BudgetId, Time};
+use crate::store::{ClosedLease, Incarnation, LeaseAsk, LeaseBatch, Leased, StoreError, Uncertain};
+
+/// Rows of one statement: few enough for SQLite's 32,766 parameters at four each.
+const ROWS_MAX: usize = 2_000;
+
+pub(super) async fn lease(writer: &Writer, batch: &LeaseBatch) -> Result<Vec<Leased>, StoreError> {
+    let mut transaction = writer.begin().await?;
+    match grant(transaction.connection(), batch).await {
+        Ok(leased) => transaction.commit().await.map(|()| leased),
+        Err(error) => {
+            transaction.rollback().await;
+            Err(error)
+        }
+    }
+}
+
+async fn grant(connection: &mut SqliteConnection, batch: &LeaseBatch) -> Result<Vec<Leased>, StoreError> {
+    let ids: Vec<&str> = batch.asks.iter().map(|ask| ask.budget.as_str()).collect();
+    let mut states = states(connection, &ids).await?;
+    let mut leased = Vec::with_capacity(batch.asks.len());
+    let mut changes = Vec::new();
+    for ask in &batch.asks {
+        let before = states.remove(ask.budget.as_str());
+        let one = answer(ask, before.clone(), batch.now);
+        if before.as_ref() != Some(&one.state) {
+            changes.push((ask.budget.as_str(), encode(&one.state)?));
+        }
+        leased.push(one);
+    }
+    for rows in changes.chunks(ROWS_MAX) {
+        write_states(connection, rows).await?;
+    }
+    let moved: Vec<_> = batch.asks.iter().zip(&leased).flat_map(|(ask, leased)| moves(ask, leased)).collect();
+    for rows in moved.chunks(ROWS_MAX) {
+        move_leases(connection, batch.incarnation, rows).await?;
+    }
+    Ok(leased)
+}
+
+/// What one ask makes of a budget.
+fn answer(ask: &LeaseAsk, before: Option<State>, now: Time) -> Leased {
+    let LeaseAsk { rule, zone, settled, wanted, .. } = ask;
+    let mut state = before.unwrap_or_else(|| State::new(rule, zone, now));
+    state.advance(rule, zone, now);
+    for one in settled {
+        state.give_back(one.slot, one.returned);
+    }
+    let granted = state.grant(rule, *wanted);
+    Leased { granted, state }
+}
+
+/// How the leases of a budget change: by slot, what is added and what is no longer leased.
+fn moves<'a>(ask: &'a LeaseAsk, leased: &Leased) -> Vec<(&'a str, i64, i64)> {
+    let signed = |units: u64| i64::try_from(units).unwrap_or(i64::MAX);
+    let mut moves: Vec<(&str, i64, i64)> = Vec::new();
+    let mut add = |slot: Slot, units: i64| match moves.iter_mut().find(|(_, number, _)| *number == slot.number()) {
+        Some((_, _, sum)) => *sum = sum.saturating_add(units),
+        None => moves.push((ask.budget.as_str(), slot.number(), units)),
+    };
+    for one in &ask.settled {
+        add(one.slot, -signed(one.spent.saturating_add(one.returned)));
+    }
+    if leased.granted > 0 {
+        add(leased.state.slot(), signed(leased.granted));
+    }
+    moves.retain(|(_, _, units)| *units != 0);
+    moves
+}
+
+async fn states(connection: &mut SqliteConnection, ids: &[&str]) -> Result<HashMap<String, State>, StoreError> {
+    let ids = serde_json::to_string(ids).map_err(|error| StoreError::Corrupt(format!("names of budgets: {error}")))?;
+    let rows = sqlx::query("SELECT b.id, b.state FROM json_each($1) AS asked JOIN budgets AS b ON b.id = asked.value")
+        .bind(ids)
+        .fetch_all(connection)
+        .await?;
+    rows.iter()
+        .map(|row| {
+            let (id, state): (String, &str) = (row.try_get(0)?, row.try_get(1)?);
+            let state = serde_json::from_str(state)
+                .map_err(|error| StoreError::Corrupt(format!("the state of the budget `{id}`: {error}")))?;
+            Ok((id, state))
+        })
+        .collect()
+}
+
+fn encode(state: &State) -> Result<String, StoreError> {
+    serde_json::to_string(state).map_err(|error| StoreError::Corrupt(format!("the state of a budget: {error}")))
+}
+
+async fn write_states(connection: &mut SqliteConnection, rows: &[(&str, String)]) -> Result<(), StoreError> {
+    let mut query = QueryBuilder::<Sqlite>::new("INSERT INTO budgets (id, state) ");
+    query.push_values(rows, |mut row, (id, state)| {
+        row.push_bind(*id).push_bind(state.as_str());
+    });
+    query.push(" ON CONFLICT (id) DO UPDATE SET state = excluded.state");
+    query.build().persistent(false).execute(connection).await?;
+    Ok(())
+}
+
+async fn move_leases(
+    connection: &mut SqliteConnection,
+    incarnation: Incarnation,
+    rows: &[(&str, i64, i64)],
+) -> Result<(), StoreError> {
+    let (more, less): (Vec<_>, Vec<_>) = rows.iter().copied().partition(|(_, _, units)| *units > 0);
+    if !more.is_empty() {
+        let mut query = QueryBuilder::<Sqlite>::new("INSERT INTO leases (incarnation, budget, slot, units) ");
+        query.push_values(more, |mut row, (budget, slot, units)| {
+            row.push_bind(incarnation.0.as_slice()).push_bind(budget).push_bind(slot).push_bind(units);
+        });
+        query.push(" ON CONFLICT (incarnation, budget, slot) DO UPDATE SET units = units + excluded.units");
+        query.build().persistent(false).execute(&mut *connection).await?;
+    }
+    if !less.is_empty() {
+        let mut query = QueryBuilder::<Sqlite>::new("UPDATE leases SET units = max(units + column3, 0) FROM (");
+        query.push_values(less, |mut row, (budget, slot, units)| {
+            row.push_bind(budget).push_bind(slot).push_bind(units);
+        });
+        query.push(") WHERE budget = column1 AND slot = column2 AND incarnation = ");
+        query.push_bind(incarnation.0.as_slice());
+        query.build().persistent(false).execute(&mut *connection).await?;
+        sqlx::query("DELETE FROM leases WHERE units = 0").execute(connection).await?;
+    }
+    Ok(())
+}
+
+/// Ends the leases of every process but this one.
+pub(super) async fn close(
+    writer: &Writer,
+    survivor: Incarnation,
+    now: Time,
+    policy: Uncertain,
+) -> Result<Vec<ClosedLease>, StoreError> {
+    let mut transaction = writer.begin().await?;
+    match close_all(transaction.connection(), survivor, now, policy).await {
+        Ok(closed) => transaction.commit().await.map(|()| closed),
+        Err(error) => {
+            transaction.rollback().await;
+            Err(error)
+        }
+    }
+}
+
+async fn close_all(
+    connection: &mut SqliteConnection,
+    survivor: Incarnation,
+    now: Time,
+    policy: Uncertain,
+) -> Result<Vec<ClosedLease>, StoreError> {
+    let rows = sqlx::query("SELECT budget, slot, sum(units) FROM leases WHERE incarnation <> $1 GROUP BY budget, slot")
+        .bind(survivor.0.as_slice())
+        .fetch_all(&mut *connection)
+        .await?;
+    let closed: Result<Vec<ClosedLease>, StoreError> = rows
+        .iter()
+        .map(|row| {
+            let units: i64 = row.try_get(2)?;
+            Ok(ClosedLease {
+                budget: BudgetId::stored(row.try_get(0)?),
+                slot: Slot::new(row.try_get(1)?),
+                units: u64::try_from(units).unwrap_or(0),
+            })
+        })
+        .collect();
+    let closed = closed?;
+    match policy {
+        Uncertain::Charge => note_uncertain(connection, &closed, now).await?,
+        Uncertain::Refund => give_back(connection, &closed).await?,
+    }
+    sqlx::query("DELETE FROM leases WHERE incarnation <> $1").bind(survivor.0.as_slice()).execute(connection).await?;
+    Ok(closed)
+}
+
+async fn note_uncertain(
+    connection: &mut SqliteConnection,
+    closed: &[ClosedLease],
+    now: Time,
+) -> Result<(), StoreError> {
+    for leases in closed.chunks(ROWS_MAX) {
+        let mut query = QueryBuilder::<Sqlite>::new("INSERT INTO uncertain_hourly (budget, hour, units) ");
+        query.push_values(leases, |mut row, lease| {
+            row.push_bind(lease.budget.as_str())
+                .push_bind(now.hour())
+                .push_bind(i64::try_from(lease.units).unwrap_or(i64::MAX));
+        });
+        query.push(" ON CONFLICT (budget, hour) DO UPDATE SET units = units + excluded.units");
+        query.build().persistent(false).execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
+async fn give_back(connection: &mut SqliteConnection, closed: &[ClosedLease]) -> Result<(), StoreError> {
+    for leases in closed.chunks(ROWS_MAX) {
+        let ids: Vec<&str> = leases.iter().map(|lease| lease.budget.as_str()).collect();
+        let mut states = states(connection, &ids).await?;
+        for lease in leases {
+            if let Some(state) = states.get_mut(lease.budget.as_str()) {
+                state.give_back(lease.slot, lease.units);
+            }
+        }
+        let rows: Result<Vec<(&str, String)>, StoreError> =
+            states.iter().map(|(id, state)| Ok((id.as_str(), encode(state)?))).collect();
+        let rows = rows?;
+        if !rows.is_empty() {
+            write_states(connection, &rows).await?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,102 @@
+//! Leases of budgets.
+
+use tollgate::decision::quota::{Rule, Slot};
+use tollgate::domain::{
+    AccountId, Algorithm, BudgetId, Environment, Limit, LimitName, Period, Subject, Time, TimeZone,
+};
+use tollgate::store::{Incarnation, LeaseAsk, LeaseBatch, Leased, Settled, SharedStore, Uncertain};
+
+use crate::records::NOW;
+
+const FIRST: Incarnation = Incarnation([1; 16]);
+const SECOND: Incarnation = Incarnation([2; 16]);
+const THIRD: Incarnation = Incarnation([3; 16]);
+
+fn limit(capacity: u64, algorithm: Algorithm) -> Limit {
+    Limit { name: LimitName::parse("per-minute").unwrap(), capacity, period: Period::Minute, algorithm }
+}
+
+fn ask(account: &str, limit: &Limit, wanted: u64) -> LeaseAsk {
+    let subject = Subject::Account(AccountId::parse(account).unwrap(), Environment::Live);
+    let budget = BudgetId::of_limit(&subject, limit);
+    LeaseAsk { budget, rule: Rule::of(limit), zone: TimeZone::UTC, settled: vec![], wanted }
+}
+
+async fn lease(store: &SharedStore, incarnation: Incarnation, now: Time, asks: Vec<LeaseAsk>) -> Vec<Leased> {
+    store.lease(&LeaseBatch { incarnation, now, asks }).await.unwrap()
+}
+
+async fn one(store: &SharedStore, incarnation: Incarnation, ask: LeaseAsk) -> Leased {
+    lease(store, incarnation, NOW, vec![ask]).await.remove(0)
+}
+
+fn settled(slot: Slot, spent: u64, returned: u64) -> Vec<Settled> {
+    vec![Settled { slot, spent, returned }]
+}
+
+pub(crate) async fn no_more_is_leased_than_there_is(store: SharedStore) {
+    for algorithm in [Algorithm::FixedWindow, Algorithm::SlidingWindow] {
+        let limit = limit(10, algorithm);
+        assert_eq!(one(&store, FIRST, ask("acct_a", &limit, 7)).await.granted, 7);
+        assert_eq!(one(&store, SECOND, ask("acct_a", &limit, 7)).await.granted, 3, "{algorithm:?}");
+        assert_eq!(one(&store, FIRST, ask("acct_a", &limit, 1)).await.granted, 0);
+        assert_eq!(one(&store, FIRST, ask("acct_b", &limit, 10)).await.granted, 10, "another account's");
+        let raised = Limit { capacity: 12, ..limit.clone() };
+        assert_eq!(one(&store, FIRST, ask("acct_a", &raised, 5)).await.granted, 2);
+        let next_minute = lease(&store, FIRST, NOW.plus_millis(120_000), vec![ask("acct_a", &limit, 99)]).await;
+        assert_eq!(next_minute[0].granted, 10);
+        // A clock that goes back opens nothing.
+        assert_eq!(one(&store, FIRST, ask("acct_a", &limit, 1)).await.granted, 0);
+    }
+}
+
+pub(crate) async fn what_is_returned_can_be_leased_again_and_what_is_spent_not(store: SharedStore) {
+    let limit = limit(10, Algorithm::FixedWindow);
+    let leased = one(&store, FIRST, ask("acct_a", &limit, 10)).await;
+    let slot = leased.state.slot();
+    let again = LeaseAsk { settled: settled(slot, 4, 6), ..ask("acct_a", &limit, 8) };
+    assert_eq!(one(&store, FIRST, again).await.granted, 6);
+    // What is returned of a window that is over comes too late.
+    let late = LeaseAsk { settled: settled(slot, 0, 6), ..ask("acct_a", &limit, 0) };
+    lease(&store, FIRST, NOW.plus_millis(60_000), vec![late]).await;
+    let next = lease(&store, FIRST, NOW.plus_millis(60_000), vec![ask("acct_a", &limit, 99)]).await;
+    assert_eq!(next[0].granted, 10);
+}
+
+pub(crate) async fn leases_of_the_dead_are_charged_or_refunded(store: SharedStore) {
+    let limit = limit(10, Algorithm::FixedWindow);
+    let slot = one(&store, FIRST, ask("acct_a", &limit, 8)).await.state.slot();
+    one(&store, FIRST, LeaseAsk { settled: settled(slot, 3, 1), ..ask("acct_a", &limit, 0) }).await;
+    one(&store, SECOND, ask("acct_a", &limit, 2)).await;
+    let closed = store.close_leases(SECOND, NOW, Uncertain::Charge).await.unwrap();
+    assert_eq!(closed.iter().map(|lease| (lease.slot, lease.units)).collect::<Vec<_>>(), [(slot, 4)]);
+    assert_eq!(closed[0].budget, ask("acct_a", &limit, 0).budget);
+    assert_eq!(store.close_leases(SECOND, NOW, Uncertain::Charge).await.unwrap(), [], "once");
+    // 8 + 2 were granted, and 1 came back.
+    assert_eq!(one(&store, THIRD, ask("acct_a", &limit, 99)).await.granted, 1);
+    let closed = store.close_leases(THIRD, NOW, Uncertain::Refund).await.unwrap();
+    assert_eq!(closed.iter().map(|lease| lease.units).sum::<u64>(), 2);
+    assert_eq!(one(&store, THIRD, ask("acct_a", &limit, 99)).await.granted, 2);
+}
+
+pub(crate) async fn a_large_batch_of_leases(store: SharedStore) {
+    let limit = limit(10, Algorithm::SlidingWindow);
+    let asks: Vec<LeaseAsk> = (0..5_000).map(|i| ask(&format!("acct_{i}"), &limit, 4)).collect();
+    let leased = lease(&store, FIRST, NOW, asks.clone()).await;
+    assert!(leased.iter().all(|leased| leased.granted == 4));
+    let slot = leased[0].state.slot();
+    let asks = asks.into_iter().map(|ask| LeaseAsk { settled: settled(slot, 1, 3), wanted: 99, ..ask }).collect();
+    assert!(lease(&store, FIRST, NOW, asks).await.iter().all(|leased| leased.granted == 9));
+    let closed = store.close_leases(SECOND, NOW, Uncertain::Charge).await.unwrap();
+    assert_eq!((closed.len(), closed.iter().map(|lease| lease.units).sum::<u64>()), (5_000, 45_000));
+}
+
+pub(crate) async fn leases_at_once_share_what_there_is(store: SharedStore) {
+    let limit = limit(1_000, Algorithm::FixedWindow);
+    let mut calls = tokio::task::JoinSet::new();
+    for i in 0..50 {
+        let (store, ask) = (store.clone(), ask("acct_a", &limit, 30));
+        calls.spawn(async move { one(&store, Incarnation([i; 16]), ask).await.granted });
+    }
+    assert_eq!(calls.join_all().await.iter().sum::<u64>(), 1_000);
+}
