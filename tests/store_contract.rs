@@ -45,6 +45,7 @@ macro_rules! suite {
             keys::revoked_keys_stay,
             keys::renewals_are_found,
             leases::no_more_is_leased_than_there_is,
+            leases::a_budget_that_is_asked_for_twice_is_one,
             leases::what_is_returned_can_be_leased_again_and_what_is_spent_not,
             leases::leases_of_the_dead_are_charged_or_refunded,
             leases::a_large_batch_of_leases,

@@ -121,7 +121,9 @@ async fn serve_parts(
             tasks.stop().await;
         }
         let lost = |error| format!("stopped; what was used since usage was last written is lost: {error}");
-        parts.engine.flush_usage().await.map(drop).map_err(|error| lost(error).into())
+        let returned = parts.engine.return_leases().await;
+        let flushed = parts.engine.flush_usage().await.map(drop);
+        flushed.and(returned).map_err(|error| lost(error).into())
     };
     tokio::select! {
         flushed = orderly => flushed,

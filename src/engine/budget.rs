@@ -1,18 +1,28 @@
 //! What one process may still spend of one limit.
 //!
-//! Units are spent from a [`Lease`], and only what was leased before is spent: a check first makes sure that the lease of
-//! each budget holds its cost, and spends from all of them or from none. What is leased comes from the ledger, which is
-//! the limit's [`State`] in this process' memory.
+//! Units are spent from a [`Lease`], and a lease is granted in the store before anything is spent from it: what a crash
+//! leaves behind was counted already. The ledger here is what the store said last, moved on by the clock with the same
+//! arithmetic; while this process alone has the store, it is what the store has.
+//!
+//! Three answers are possible to a cost: the lease holds it; the store may grant it, so it has to be asked; or the store has
+//! said that there is not so much in this slot, which is remembered, so that a flood of refused checks asks nothing.
 
 use crate::decision::quota::{Rule, Slot, State};
 use crate::domain::{Limit, Time, TimeZone};
+use crate::store::{Leased, Settled};
 
 /// One limit of one subject.
 #[derive(Debug)]
 pub(super) struct Budget {
     rule: Rule,
-    ledger: State,
+    /// What the store said last. Absent before it was asked.
+    ledger: Option<State>,
     lease: Lease,
+    /// What became of earlier leases, and is still to be told to the store. One for each slot.
+    settled: Vec<Settled>,
+    demand: Demand,
+    /// Units that checks wait for, beyond what the lease holds. Set while the budget stands in a queue.
+    wanted: Option<u64>,
 }
 
 /// Units granted to this process, to be spent in one slot alone.
@@ -20,6 +30,28 @@ pub(super) struct Budget {
 struct Lease {
     slot: Slot,
     units: u64,
+    /// Units spent and not yet told to the store.
+    spent: u64,
+}
+
+/// How much is spent in a second.
+#[derive(Clone, Copy, Debug, Default)]
+struct Demand {
+    second: i64,
+    /// Units in that second so far, and in the one before it.
+    units: u64,
+    before: u64,
+}
+
+/// Whether a budget holds a cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cover {
+    /// It is leased.
+    Leased,
+    /// The store has to be asked.
+    Unknown,
+    /// There is not so much in this slot.
+    Short,
 }
 
 /// What a budget looks like to the client.
@@ -29,64 +61,177 @@ pub(super) struct BudgetView {
     pub(super) reset_time: Time,
 }
 
-impl Budget {
-    pub(super) fn new(rule: Rule, zone: &TimeZone, now: Time) -> Self {
-        let ledger = State::new(&rule, zone, now);
-        let lease = Lease { slot: ledger.slot(), units: 0 };
-        Self { rule, ledger, lease }
+/// What the store is to be asked of a budget.
+#[derive(Debug)]
+pub(super) struct Ask {
+    pub(super) rule: Rule,
+    pub(super) settled: Vec<Settled>,
+    pub(super) wanted: u64,
+}
+
+impl Demand {
+    fn spent(&mut self, units: u64, now: Time) {
+        self.turn(now);
+        self.units = self.units.saturating_add(units);
     }
 
-    /// Goes on under a rule of which only the capacity differs: what was spent stays spent.
+    /// Units a second, by the fuller of the last two.
+    fn a_second(&mut self, now: Time) -> u64 {
+        self.turn(now);
+        self.units.max(self.before)
+    }
+
+    fn turn(&mut self, now: Time) {
+        let second = now.seconds();
+        if second != self.second {
+            self.before = if second == self.second + 1 { self.units } else { 0 };
+            (self.second, self.units) = (second, 0);
+        }
+    }
+}
+
+impl Budget {
+    pub(super) fn new(rule: Rule) -> Self {
+        let lease = Lease { slot: Slot::new(i64::MIN), units: 0, spent: 0 };
+        Self { rule, ledger: None, lease, settled: Vec::new(), demand: Demand::default(), wanted: None }
+    }
+
+    /// Goes on under a rule of which only the capacity differs: what was spent stays spent. Where it is less, what is leased
+    /// goes back, as it may be more than there is now.
     pub(super) fn set_rule(&mut self, rule: Rule) {
+        if rule.capacity < self.rule.capacity {
+            self.settle();
+        }
         self.rule = rule;
     }
 
-    /// Whether nothing of what was spent counts any more.
-    pub(super) fn is_over(&self, now: Time) -> bool {
-        self.ledger.reset_time(now) <= now
-    }
-
-    /// Moves on to the slot of `now`. Units leased for an earlier one go back.
+    /// Moves on to the slot of `now`. Units leased for an earlier one are given back.
     pub(super) fn advance(&mut self, zone: &TimeZone, now: Time) {
-        self.ledger.advance(&self.rule, zone, now);
-        let slot = self.ledger.slot();
+        let Some(ledger) = &mut self.ledger else { return };
+        ledger.advance(&self.rule, zone, now);
+        let slot = ledger.slot();
         if self.lease.slot != slot {
-            self.ledger.give_back(self.lease.slot, self.lease.units);
-            self.lease = Lease { slot, units: 0 };
+            self.settle();
+            self.lease.slot = slot;
         }
     }
 
-    /// Whether so many units could be spent now. Changes nothing.
+    /// Ends the lease: what was not spent is given back.
+    fn settle(&mut self) {
+        let Lease { slot, units, spent } = self.lease;
+        if units > 0
+            && let Some(ledger) = &mut self.ledger
+        {
+            ledger.give_back(slot, units);
+        }
+        self.note_settled(Settled { slot, spent, returned: units });
+        self.lease = Lease { slot, units: 0, spent: 0 };
+    }
+
+    fn note_settled(&mut self, new: Settled) {
+        if new.spent == 0 && new.returned == 0 {
+            return;
+        }
+        match self.settled.iter_mut().find(|one| one.slot == new.slot) {
+            Some(one) => {
+                one.spent = one.spent.saturating_add(new.spent);
+                one.returned = one.returned.saturating_add(new.returned);
+            }
+            None => self.settled.push(new),
+        }
+    }
+
+    /// Whether so many units can be spent now. A cost above the capacity never can, whatever is left.
+    pub(super) fn cover(&self, units: u64) -> Cover {
+        let Some(ledger) = &self.ledger else { return Cover::Unknown };
+        if units <= self.lease.units {
+            Cover::Leased
+        } else if units - self.lease.units <= ledger.available(&self.rule) {
+            Cover::Unknown
+        } else {
+            Cover::Short
+        }
+    }
+
+    /// Whether the store has ever said how it stands.
+    pub(super) fn is_asked(&self) -> bool {
+        self.ledger.is_some()
+    }
+
+    /// Whether there are so many units, leased or not, by what is known.
     pub(super) fn covers(&self, units: u64) -> bool {
-        self.remaining() >= units
+        self.cover(units) != Cover::Short
     }
 
-    /// Makes the lease hold so many units. False if the ledger does not grant them; it then holds what it held.
-    pub(super) fn lease(&mut self, units: u64) -> bool {
-        let lacking = units.saturating_sub(self.lease.units);
-        if lacking > self.ledger.available(&self.rule) {
-            return false;
-        }
-        self.lease.units = self.lease.units.saturating_add(self.ledger.grant(&self.rule, lacking));
-        true
-    }
-
-    /// Spends units that [`Self::lease`] has made sure of.
-    pub(super) fn spend(&mut self, units: u64) {
+    /// Spends units that [`Self::cover`] has said are leased. True if the lease should be filled up before it is empty.
+    pub(super) fn spend(&mut self, units: u64, now: Time) -> bool {
         self.lease.units = self.lease.units.saturating_sub(units);
+        self.lease.spent = self.lease.spent.saturating_add(units);
+        self.demand.spent(units, now);
+        let available = self.ledger.as_ref().map_or(0, |ledger| ledger.available(&self.rule));
+        let low = self.lease.units < self.demand.a_second(now) / 2;
+        units > 0 && low && available > 0 && self.wanted.is_none()
+    }
+
+    /// Wants so many units, beside those that others wait for; with 0, to know how it stands or to have about a second's worth.
+    pub(super) fn want(&mut self, units: u64) {
+        self.wanted = Some(self.wanted.unwrap_or(0).saturating_add(units));
+    }
+
+    /// What the store is to be asked, if anything. It is then on its way, until [`Self::grant`] or [`Self::give_up`].
+    pub(super) fn ask(&mut self, now: Time) -> Option<Ask> {
+        let wanted = self.wanted.take()?;
+        self.note_spent();
+        let available = self.ledger.as_ref().map_or(u64::MAX, |ledger| ledger.available(&self.rule));
+        // About a second's worth beside what is waited for, and ever less as the budget runs out.
+        let ahead = self.demand.a_second(now).min(available.saturating_sub(wanted) / 4);
+        let settled = std::mem::take(&mut self.settled);
+        Some(Ask { rule: self.rule, settled, wanted: wanted.saturating_add(ahead) })
+    }
+
+    /// What is to be told to the store of a lease that is not in use any more.
+    pub(super) fn end(&mut self) -> Option<Ask> {
+        self.settle();
+        let settled = std::mem::take(&mut self.settled);
+        (!settled.is_empty()).then_some(Ask { rule: self.rule, settled, wanted: 0 })
+    }
+
+    fn note_spent(&mut self) {
+        let Lease { slot, spent, .. } = self.lease;
+        self.note_settled(Settled { slot, spent, returned: 0 });
+        self.lease.spent = 0;
+    }
+
+    /// Whether nothing was spent lately, so that units leased are better given back.
+    pub(super) fn is_idle(&mut self, now: Time) -> bool {
+        self.demand.a_second(now) == 0 && self.wanted.is_none()
+    }
+
+    /// Whether something is leased, or to be told.
+    pub(super) fn is_open(&self) -> bool {
+        self.lease.units > 0 || self.lease.spent > 0 || !self.settled.is_empty()
+    }
+
+    /// Takes what the store has granted.
+    pub(super) fn grant(&mut self, leased: Leased) {
+        let slot = leased.state.slot();
+        self.ledger = Some(leased.state);
+        if self.lease.slot != slot {
+            self.settle();
+            self.lease.slot = slot;
+        }
+        self.lease.units = self.lease.units.saturating_add(leased.granted);
     }
 
     pub(super) fn view(&self, now: Time) -> BudgetView {
-        BudgetView { remaining: self.remaining(), reset_time: self.ledger.reset_time(now) }
+        let Some(ledger) = &self.ledger else { return BudgetView { remaining: self.rule.capacity, reset_time: now } };
+        let remaining = ledger.available(&self.rule).saturating_add(self.lease.units).min(self.rule.capacity);
+        BudgetView { remaining, reset_time: ledger.reset_time(now) }
     }
 
     /// When so many units can be spent if nothing is until then; absent where never.
     pub(super) fn available_at(&self, units: u64, now: Time) -> Option<Time> {
-        if self.covers(units) { Some(now) } else { self.ledger.available_at(&self.rule, units, now) }
-    }
-
-    fn remaining(&self) -> u64 {
-        self.ledger.available(&self.rule).saturating_add(self.lease.units).min(self.rule.capacity)
+        if self.covers(units) { Some(now) } else { self.ledger.as_ref()?.available_at(&self.rule, units, now) }
     }
 }
 
@@ -94,30 +239,26 @@ impl Budget {
 #[derive(Debug, Default)]
 pub(super) struct BudgetList {
     limits: Vec<(Limit, Budget)>,
-    /// Of limits that were taken away before their window was over: where one comes back, what was spent is still spent.
-    kept: Vec<(Limit, Budget)>,
+    /// Of limits that were taken away: what is still to be told to the store.
+    ended: Vec<(Limit, Ask)>,
 }
 
-/// Budgets that are kept of limits that were taken away; the oldest go first.
-const KEPT_MAX: usize = 32;
-
 impl BudgetList {
-    /// Makes these the limits, and keeps what was spent under those that continue one from before.
-    pub(super) fn set_limits(&mut self, limits: &[Limit], zone: &TimeZone, now: Time) {
-        let mut old = std::mem::take(&mut self.kept);
-        old.append(&mut self.limits);
+    /// Makes these the limits, and goes on with the budgets of those that continue one from before. What was spent of the
+    /// others is in the store, where it is found again should they come back.
+    pub(super) fn set_limits(&mut self, limits: &[Limit]) {
+        let mut old = std::mem::take(&mut self.limits);
         self.limits = limits
             .iter()
             .map(|limit| {
                 let rule = Rule::of(limit);
                 let place = old.iter().position(|(other, _)| limit.continues(other));
-                let mut budget = place.map_or_else(|| Budget::new(rule, zone, now), |place| old.remove(place).1);
+                let mut budget = place.map_or_else(|| Budget::new(rule), |place| old.remove(place).1);
                 budget.set_rule(rule);
                 (limit.clone(), budget)
             })
             .collect();
-        old.retain(|(_, budget)| !budget.is_over(now));
-        self.kept = old.split_off(old.len().saturating_sub(KEPT_MAX));
+        self.ended.extend(old.into_iter().filter_map(|(limit, mut budget)| Some((limit, budget.end()?))));
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&Limit, &Budget)> {
@@ -126,6 +267,62 @@ impl BudgetList {
 
     pub(super) fn budgets_mut(&mut self) -> impl Iterator<Item = &mut Budget> {
         self.limits.iter_mut().map(|(_, budget)| budget)
+    }
+
+    /// What the store is to be asked and told, of each budget once.
+    pub(super) fn asks(&mut self, now: Time, mode: Asking) -> Vec<(Limit, Ask)> {
+        let mut asks: Vec<(Limit, Ask)> = Vec::new();
+        for (limit, budget) in &mut self.limits {
+            asks.extend(mode.of(budget, now).map(|ask| (limit.clone(), ask)));
+        }
+        // The same limit may be there again: then it has to wait for the next time.
+        let (now_told, later) = std::mem::take(&mut self.ended)
+            .into_iter()
+            .partition(|(limit, _)| !asks.iter().any(|(other, _)| limit.continues(other)));
+        self.ended = later;
+        let now_told: Vec<(Limit, Ask)> = now_told;
+        for (limit, ask) in now_told {
+            if asks.iter().any(|(other, _)| limit.continues(other)) {
+                self.ended.push((limit, ask));
+            } else {
+                asks.push((limit, ask));
+            }
+        }
+        asks
+    }
+
+    /// Takes what the store has granted of the limit that this one is, or was.
+    pub(super) fn grant(&mut self, of: &Limit, leased: Leased) {
+        if let Some((_, budget)) = self.limits.iter_mut().find(|(limit, _)| limit.continues(of)) {
+            budget.grant(leased);
+        }
+    }
+
+    /// Whether something is leased, or to be told.
+    pub(super) fn is_open(&self) -> bool {
+        !self.ended.is_empty() || self.limits.iter().any(|(_, budget)| budget.is_open())
+    }
+}
+
+/// What the store is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asking {
+    /// What is wanted.
+    Wanted,
+    /// What is wanted, and leases that are not in use go back.
+    Tidy,
+    /// Every lease goes back: this process ends.
+    Last,
+}
+
+impl Asking {
+    pub(super) fn of(self, budget: &mut Budget, now: Time) -> Option<Ask> {
+        match self {
+            Self::Wanted => budget.ask(now),
+            Self::Tidy if budget.is_idle(now) => budget.end(),
+            Self::Tidy => budget.ask(now),
+            Self::Last => budget.end(),
+        }
     }
 }
 
@@ -142,57 +339,90 @@ mod tests {
         Time::from_millis(millis)
     }
 
+    /// A store for one budget.
+    fn answer(store: &mut Option<State>, ask: &Ask, now: Time) -> Leased {
+        let mut state = store.take().unwrap_or_else(|| State::new(&ask.rule, &TimeZone::UTC, now));
+        state.advance(&ask.rule, &TimeZone::UTC, now);
+        for one in &ask.settled {
+            state.give_back(one.slot, one.returned);
+        }
+        let granted = state.grant(&ask.rule, ask.wanted);
+        *store = Some(state.clone());
+        Leased { granted, state }
+    }
+
+    fn spend(budget: &mut Budget, store: &mut Option<State>, units: u64, now: Time) -> bool {
+        budget.advance(&TimeZone::UTC, now);
+        if budget.cover(units) == Cover::Unknown {
+            budget.want(units);
+            let ask = budget.ask(now).unwrap();
+            budget.grant(answer(store, &ask, now));
+        }
+        let leased = budget.cover(units) == Cover::Leased;
+        if leased {
+            budget.spend(units, now);
+        }
+        leased
+    }
+
     #[test]
     fn what_is_leased_and_not_spent_is_still_there() {
         for algorithm in [Algorithm::FixedWindow, Algorithm::SlidingWindow] {
-            let mut budget = Budget::new(Rule::of(&limit("a", 10, algorithm)), &TimeZone::UTC, at(0));
-            assert!(budget.lease(7));
-            assert_eq!(budget.view(at(0)).remaining, 10);
-            assert!(!budget.lease(11));
-            budget.spend(5);
+            let (mut budget, mut store) = (Budget::new(Rule::of(&limit("a", 10, algorithm))), None);
+            assert_eq!(budget.cover(0), Cover::Unknown, "nobody has said how it stands");
+            assert!(spend(&mut budget, &mut store, 5, at(0)));
             assert_eq!(budget.view(at(0)).remaining, 5);
-            budget.advance(&TimeZone::UTC, at(1_000));
-            assert_eq!(budget.view(at(1_000)).remaining, 5, "{algorithm:?}");
-            assert!(budget.lease(5) && !budget.lease(6));
+            assert_eq!(budget.cover(6), Cover::Short);
+            assert!(spend(&mut budget, &mut store, 5, at(1_000)), "{algorithm:?}");
+            assert_eq!((budget.view(at(1_000)).remaining, budget.cover(1)), (0, Cover::Short));
+            assert!(spend(&mut budget, &mut store, 10, at(130_000)));
         }
+    }
+
+    #[test]
+    fn a_lease_grows_with_the_demand_and_shrinks_with_what_is_left() {
+        let (mut budget, mut store) = (Budget::new(Rule::of(&limit("a", 1_000, Algorithm::FixedWindow))), None);
+        let mut asked = 0;
+        let mut admitted = 0;
+        for i in 0..1_100 {
+            let now = at(i * 10);
+            budget.advance(&TimeZone::UTC, now);
+            asked += u32::from(budget.cover(1) == Cover::Unknown);
+            admitted += u32::from(spend(&mut budget, &mut store, 1, now));
+        }
+        assert_eq!(admitted, 1_000);
+        assert!((5..60).contains(&asked), "{asked}");
+    }
+
+    #[test]
+    fn a_lease_that_ends_goes_back_whole() {
+        let (mut budget, mut store) = (Budget::new(Rule::of(&limit("a", 100, Algorithm::FixedWindow))), None);
+        for i in 0..10 {
+            assert!(spend(&mut budget, &mut store, 1, at(i)));
+        }
+        let ask = budget.end().unwrap();
+        answer(&mut store, &ask, at(10));
+        assert!(!budget.is_open() && budget.end().is_none());
+        let rule = Rule::of(&limit("a", 100, Algorithm::FixedWindow));
+        assert_eq!(store.unwrap().available(&rule), 90);
     }
 
     #[test]
     fn a_changed_list_keeps_what_was_spent_under_the_same_limit() {
         let mut list = BudgetList::default();
         let (a, b) = (limit("a", 10, Algorithm::FixedWindow), limit("b", 10, Algorithm::FixedWindow));
-        list.set_limits(&[a.clone(), b.clone()], &TimeZone::UTC, at(0));
+        list.set_limits(&[a.clone(), b.clone()]);
         for budget in list.budgets_mut() {
-            assert!(budget.lease(4));
-            budget.spend(4);
+            assert!(spend(budget, &mut None, 4, at(0)));
         }
         let larger = Limit { capacity: 20, ..b };
         let other = Limit { period: Period::Hour, ..a };
-        list.set_limits(&[larger, other], &TimeZone::UTC, at(0));
+        list.set_limits(&[larger, other]);
         let remaining =
             |list: &BudgetList| list.iter().map(|(_, budget)| budget.view(at(0)).remaining).collect::<Vec<u64>>();
         assert_eq!(remaining(&list), [16, 10]);
-    }
-
-    #[test]
-    fn a_limit_that_is_taken_away_and_comes_back_is_no_new_one() {
-        let mut list = BudgetList::default();
-        let (minute, day) = (limit("a", 10, Algorithm::FixedWindow), limit("a", 10, Algorithm::SlidingWindow));
-        let day = Limit { period: Period::Day, ..day };
-        let mut spend = |limits: &[Limit], units, millis| {
-            list.set_limits(limits, &TimeZone::UTC, at(millis));
-            list.budgets_mut().all(|budget| {
-                budget.advance(&TimeZone::UTC, at(millis));
-                let leased = budget.lease(units);
-                budget.spend(if leased { units } else { 0 });
-                leased
-            })
-        };
-        assert!(spend(std::slice::from_ref(&minute), 10, 0));
-        assert!(spend(std::slice::from_ref(&day), 1, 1));
-        assert!(spend(&[], 1, 2));
-        assert!(!spend(std::slice::from_ref(&minute), 1, 3), "spent in this minute");
-        assert!(!spend(std::slice::from_ref(&day), 10, 4), "one is spent today");
-        assert!(spend(std::slice::from_ref(&minute), 10, 60_000));
+        assert!(list.is_open(), "what became of the other is to be told");
+        assert_eq!(list.asks(at(0), Asking::Last).len(), 2);
+        assert!(!list.is_open());
     }
 }

@@ -1,15 +1,16 @@
-//! May this key do this now, and what does it cost? All in memory: nothing here waits for anything but a lock that is
-//! held for some hundred nanoseconds.
+//! May this key do this now, and what does it cost? As a rule all in memory, under locks that are held for some hundred
+//! nanoseconds; where a budget has nothing leased, the check waits for the store.
 
 use std::sync::Arc;
 
 use crate::decision::{AccountTerms, KeyRecord, Request, authorize, missing_scopes, secret::Shape};
 use crate::domain::{AccountId, KeyId, Revision, SecretHash, Time, Verdict};
 
-use super::Engine;
 use super::attempt::Attempt;
 use super::index::{Found, KeyEntry};
-use super::meter::{Charge, CreditStatus, KeyMeter, LimitStatus, charge};
+use super::lease::Ticket;
+use super::meter::{Charge, Charged, CreditStatus, KeyMeter, LimitStatus, Wants, charge};
+use super::{Engine, Error};
 
 /// Most cost units of one check.
 pub const COST_MAX: u64 = 1_000_000_000_000;
@@ -62,40 +63,45 @@ pub struct Subject {
 }
 
 impl Engine {
-    /// Decides, and where it is allowed and `check.consume` is set, charges.
-    #[must_use]
-    pub fn check(&self, check: &Check<'_>, now: Time) -> Answer {
+    /// Decides, and where it is allowed and `check.consume` is set, charges. It waits for the store where a budget has no
+    /// units leased and the store has not said that there are none; else it answers at once.
+    pub async fn check(&self, check: &Check<'_>, now: Time) -> Result<Answer, Error> {
+        let first = match self.try_check(check, now) {
+            Ok(answer) => return Ok(answer),
+            Err(ticket) => ticket,
+        };
+        let mut first = Some(first);
+        // In a box, because most checks don't come here.
+        let later = self.after_leases(|| first.take().map_or_else(|| self.try_check(check, self.clock.now()), Err));
+        Box::pin(later).await
+    }
+
+    /// The same without waiting: where the store has to be asked first, a place among those who wait for it.
+    fn try_check(&self, check: &Check<'_>, now: Time) -> Result<Answer, Ticket> {
         let revision = self.index.revision();
         let (hash, found) = match self.identify(check.credential) {
             Ok(identified) => identified,
-            Err(verdict) => return Answer::unidentified(verdict, revision),
+            Err(verdict) => return Ok(Answer::unidentified(verdict, revision)),
         };
         let record = found.entry.record.load_full();
         let terms = Arc::clone(&found.entry.account.state.load().terms);
         if check.within.is_some_and(|within| *within != terms.account_id) {
-            return Answer::unidentified(Verdict::Unknown, revision);
+            return Ok(Answer::unidentified(Verdict::Unknown, revision));
         }
         let subject = Subject { key_id: found.entry.id, record, terms };
         let secret_expire_time = found.secret_expire_time(&hash, &subject.record);
         let authorized = authorize(&subject.record, secret_expire_time, &subject.terms, &check.request, now);
 
-        let (charge, queue) = found.entry.with_meter(|meter| {
-            let charged_before = authorized.is_ok() && self.was_charged(subject.key_id, check);
-            let charge = match authorized {
-                Ok(()) if charged_before => self.charge(meter, &found.entry, 0, false, now),
-                Ok(()) => self.charge(meter, &found.entry, check.cost, check.consume, now),
-                Err(verdict) => Charge { verdict, limits: Vec::new(), credits: None, retry_after_millis: None },
-            };
-            let queue = check.consume && !charged_before && {
-                let allowed_credits = charge.credits.filter(|_| charge.verdict == Verdict::Allowed);
-                let credits = allowed_credits.map_or(0, |_| check.cost);
-                if let (Verdict::Allowed, Some(attempt)) = (charge.verdict, check.attempt) {
-                    self.attempts.note(subject.key_id, attempt, self.clock.monotonic());
+        let (charge, queue, wants) =
+            match found.entry.with_meter(|meter| self.charge_and_count(meter, &found.entry, check, authorized, now)) {
+                Charged::Done((charge, queue), wants) => (charge, queue, wants),
+                Charged::Wait(wants) => {
+                    return Err(self.enqueue_wants(&found.entry, subject.record.environment, wants));
                 }
-                meter.count(charge.verdict, credits, check.request.client_ip, now)
             };
-            (charge, queue)
-        });
+        if wants.any() {
+            self.enqueue_wants(&found.entry, subject.record.environment, wants);
+        }
         if queue {
             self.usage.enqueue(found.entry);
         }
@@ -105,7 +111,41 @@ impl Engine {
             Vec::new()
         };
         let Charge { verdict, limits, credits, retry_after_millis } = charge;
-        Answer { verdict, revision, subject: Some(subject), missing_scopes, limits, credits, retry_after_millis }
+        Ok(Answer { verdict, revision, subject: Some(subject), missing_scopes, limits, credits, retry_after_millis })
+    }
+
+    /// The part of a check that is under the lock of the key's meter. Tells, beside the charge, whether the key must be put
+    /// into the queue for the next flush.
+    fn charge_and_count(
+        &self,
+        meter: &mut KeyMeter,
+        entry: &KeyEntry,
+        check: &Check<'_>,
+        authorized: Result<(), Verdict>,
+        now: Time,
+    ) -> Charged<(Charge, bool)> {
+        let charged_before = authorized.is_ok() && self.was_charged(entry.id, check);
+        let charged = match authorized {
+            Ok(()) if charged_before => self.charge(meter, entry, 0, false, now),
+            Ok(()) => self.charge(meter, entry, check.cost, check.consume, now),
+            Err(verdict) => {
+                let charge = Charge { verdict, limits: Vec::new(), credits: None, retry_after_millis: None };
+                Charged::Done(charge, Wants::default())
+            }
+        };
+        let (charge, wants) = match charged {
+            Charged::Done(charge, wants) => (charge, wants),
+            Charged::Wait(wants) => return Charged::Wait(wants),
+        };
+        let queue = check.consume && !charged_before && {
+            let allowed_credits = charge.credits.filter(|_| charge.verdict == Verdict::Allowed);
+            let credits = allowed_credits.map_or(0, |_| check.cost);
+            if let (Verdict::Allowed, Some(attempt)) = (charge.verdict, check.attempt) {
+                self.attempts.note(entry.id, attempt, self.clock.monotonic());
+            }
+            meter.count(charge.verdict, credits, check.request.client_ip, now)
+        };
+        Charged::Done((charge, queue), wants)
     }
 
     /// Whether this is a call that was charged and is sent again. Asked under the lock of the key's meter, so that of two
@@ -136,7 +176,7 @@ impl Engine {
 
     /// Holds the cost against the budgets. Record and terms are read again under the locks of the meters that they are
     /// applied to, so that of two checks at once none brings back limits that the other has seen replaced.
-    fn charge(&self, meter: &mut KeyMeter, entry: &KeyEntry, cost: u64, consume: bool, now: Time) -> Charge {
+    fn charge(&self, meter: &mut KeyMeter, entry: &KeyEntry, cost: u64, consume: bool, now: Time) -> Charged<Charge> {
         let record = entry.record.load();
         let terms = || Arc::clone(&entry.account.state.load().terms);
         let ceiling = self.options.key_checks_per_second;
@@ -153,17 +193,23 @@ impl Engine {
             shared.advance(&terms, record.environment, now);
             charge(meter, Some(&mut shared), cost, spend, now)
         };
-        if charged.verdict == Verdict::Allowed && throttled {
-            charged.verdict = Verdict::Throttled;
-            charged.retry_after_millis = Some(until_next_second(now));
+        if let Charged::Done(charge, _) = &mut charged
+            && charge.verdict == Verdict::Allowed
+            && throttled
+        {
+            charge.verdict = Verdict::Throttled;
+            charge.retry_after_millis = Some(until_next_second(now));
         }
         charged
     }
 
     /// What is left of a key's budgets.
-    pub(super) fn peek(&self, entry: &KeyEntry) -> Charge {
-        let now = self.clock.now();
-        entry.with_meter(|meter| self.charge(meter, entry, 0, false, now))
+    pub(super) async fn peek(&self, entry: &Arc<KeyEntry>) -> Result<Charge, Error> {
+        let attempt = || match entry.with_meter(|meter| self.charge(meter, entry, 0, false, self.clock.now())) {
+            Charged::Done(charge, _) => Ok(charge),
+            Charged::Wait(wants) => Err(self.enqueue_wants(entry, entry.record.load().environment, wants)),
+        };
+        self.after_leases(attempt).await
     }
 }
 

@@ -91,19 +91,19 @@ impl Engine {
         let own = caller.key().ok_or_else(|| Error::Internal("the caller is no key".to_owned()))?;
         let stored = self.visible_key(caller, own.key_id).await?;
         let tier = own.found().entry.account.state.load().plan.id.to_string();
-        Ok(SelfView { stored, tier, budgets: self.peek(&own.found().entry) })
+        Ok(SelfView { stored, tier, budgets: self.peek(&own.found().entry).await? })
     }
 
     /// What is left of the budgets of a key, or of the caller's own.
     pub async fn budgets(&self, caller: &Caller, id: Option<KeyId>) -> Result<Charge, Error> {
         let Some(id) = id else {
             let own = caller.key().ok_or_else(|| Error::Internal("the caller is no key".to_owned()))?;
-            return Ok(self.peek(&own.found().entry));
+            return self.peek(&own.found().entry).await;
         };
         caller.require("tollgate:keys:read")?;
         let stored = self.visible_key(caller, id).await?;
         let found = self.index.find(&stored.hash).ok_or_else(|| Error::no_key(id))?;
-        Ok(self.peek(&found.entry))
+        self.peek(&found.entry).await
     }
 
     /// What a key, or an account, has used. Without either the caller's own account.

@@ -35,6 +35,7 @@ impl Engine {
         if let Some(lost) = used.into_iter().find(|id| !known.contains(&id.as_str())) {
             return Err(PepperError::Lost(lost).into());
         }
+        self.close_dead_leases().await?;
         let _changing = self.changing.lock().await;
         let (sink, mut parts) = mpsc::channel(PARTS_WAITING_MAX);
         let mut orphans = 0;

@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use crate::decision::quota::Rule;
 use crate::decision::{AccountTerms, Credits};
-use crate::domain::{Environment, Limit, Policy, Time, Verdict};
+use crate::domain::{BudgetId, Environment, KeyId, Limit, Policy, Subject, Time, Verdict};
 
-use super::budget::{Budget, BudgetList, BudgetView};
+use super::budget::{Ask, Asking, Budget, BudgetList, BudgetView, Cover};
+use crate::store::{LeaseAsk, Leased};
 
 /// What a key has used. Made when it is first checked, because most keys of a large store are asleep.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ pub(super) struct KeyMeter {
     queued: bool,
     /// The second of the last check that was allowed, and how many there were in it.
     pace: (i64, u32),
+    /// Whether it is listed among those with something leased.
+    pub(super) listed: bool,
 }
 
 /// Checks of one hour that ended in one verdict.
@@ -49,6 +52,20 @@ impl KeyMeter {
             last_use: None,
             queued: false,
             pace: (0, 0),
+            listed: false,
+        }
+    }
+
+    /// What the store is to be asked and told.
+    pub(super) fn asks(&mut self, id: KeyId, now: Time, mode: Asking) -> Vec<(AskedFor, LeaseAsk)> {
+        let Some((_, terms)) = self.basis.clone() else { return Vec::new() };
+        limit_asks(self.budgets.asks(now, mode), &Subject::Key(id), &terms)
+    }
+
+    /// Takes what the store has granted.
+    pub(super) fn grant(&mut self, of: &AskedFor, leased: Leased) {
+        if let AskedFor::Limit(limit) = of {
+            self.budgets.grant(limit, leased);
         }
     }
 
@@ -56,7 +73,7 @@ impl KeyMeter {
     pub(super) fn advance(&mut self, policy: &Arc<Policy>, terms: &Arc<AccountTerms>, now: Time) {
         let same = self.basis.as_ref().is_some_and(|(p, t)| Arc::ptr_eq(p, policy) && Arc::ptr_eq(t, terms));
         if !same {
-            self.budgets.set_limits(&terms.limits_of(policy), &terms.time_zone, now);
+            self.budgets.set_limits(&terms.limits_of(policy));
             self.basis = Some((Arc::clone(policy), Arc::clone(terms)));
         }
         for budget in self.budgets.budgets_mut() {
@@ -112,16 +129,18 @@ pub(super) struct AccountMeter {
     pub(super) budgets: BudgetList,
     /// Absent where the plan counts no credits, and for test keys.
     pub(super) credits: Option<(Credits, Budget)>,
-    /// Credits of another reset day, or that are not counted now, from before a change of the terms.
-    credits_kept: Vec<(Credits, Budget)>,
+    /// Of credits of another reset day, or that are not counted any more: what is still to be told to the store.
+    credits_ended: Vec<(Credits, Ask)>,
+    /// Whether it is listed among those with something leased.
+    pub(super) listed: bool,
 }
 
 impl AccountMeter {
     /// Brings the budgets up to date with the account's terms, and to the slot of `now`.
     pub(super) fn advance(&mut self, terms: &Arc<AccountTerms>, environment: Environment, now: Time) {
         if !self.basis.as_ref().is_some_and(|basis| Arc::ptr_eq(basis, terms)) {
-            self.budgets.set_limits(&terms.account_limits, &terms.time_zone, now);
-            self.set_credits(terms.credits.filter(|_| environment == Environment::Live), terms, now);
+            self.budgets.set_limits(&terms.account_limits);
+            self.set_credits(terms.credits.filter(|_| environment == Environment::Live));
             self.basis = Some(Arc::clone(terms));
         }
         for budget in self.budgets.budgets_mut() {
@@ -132,19 +151,79 @@ impl AccountMeter {
         }
     }
 
-    fn set_credits(&mut self, credits: Option<Credits>, terms: &AccountTerms, now: Time) {
-        // At most one of each day of the month.
-        self.credits_kept.extend(self.credits.take());
-        self.credits_kept.retain(|(_, budget)| !budget.is_over(now));
+    fn set_credits(&mut self, credits: Option<Credits>) {
+        let old = self.credits.take();
+        let same = |old: &Credits| credits.is_some_and(|new| new.reset_day == old.reset_day);
+        let (kept, ended) = match old {
+            Some((old, budget)) if same(&old) => (Some(budget), None),
+            Some((old, mut budget)) => (None, budget.end().map(|ask| (old, ask))),
+            None => (None, None),
+        };
+        self.credits_ended.extend(ended);
         self.credits = credits.map(|credits| {
             let rule = Rule::of_credits(credits.allowance, credits.reset_day);
-            let place = self.credits_kept.iter().position(|(old, _)| old.reset_day == credits.reset_day);
-            let kept = place.map(|place| self.credits_kept.remove(place).1);
-            let mut budget = kept.unwrap_or_else(|| Budget::new(rule, &terms.time_zone, now));
+            let mut budget = kept.unwrap_or_else(|| Budget::new(rule));
             budget.set_rule(rule);
             (credits, budget)
         });
     }
+
+    /// What the store is to be asked and told.
+    pub(super) fn asks(&mut self, environment: Environment, now: Time, mode: Asking) -> Vec<(AskedFor, LeaseAsk)> {
+        let Some(terms) = self.basis.clone() else { return Vec::new() };
+        let subject = Subject::Account(terms.account_id.clone(), environment);
+        let mut asks = limit_asks(self.budgets.asks(now, mode), &subject, &terms);
+        let of_credits = |credits: Credits, ask: Ask| {
+            let budget = BudgetId::of_credits(&terms.account_id, credits.reset_day);
+            (AskedFor::Credits(credits.reset_day), lease_ask(budget, ask, &terms))
+        };
+        if let Some((credits, budget)) = &mut self.credits {
+            asks.extend(mode.of(budget, now).map(|ask| of_credits(*credits, ask)));
+        }
+        asks.extend(std::mem::take(&mut self.credits_ended).into_iter().map(|(credits, ask)| of_credits(credits, ask)));
+        asks
+    }
+
+    /// Takes what the store has granted.
+    pub(super) fn grant(&mut self, of: &AskedFor, leased: Leased) {
+        match of {
+            AskedFor::Limit(limit) => self.budgets.grant(limit, leased),
+            AskedFor::Credits(reset_day) => {
+                if let Some((credits, budget)) = &mut self.credits
+                    && credits.reset_day == *reset_day
+                {
+                    budget.grant(leased);
+                }
+            }
+        }
+    }
+
+    /// Whether something is leased, or to be told.
+    pub(super) fn is_open(&self) -> bool {
+        let credits = self.credits.as_ref().is_some_and(|(_, budget)| budget.is_open());
+        self.budgets.is_open() || credits || !self.credits_ended.is_empty()
+    }
+}
+
+/// Of what the store was asked.
+#[derive(Clone, Debug)]
+pub(super) enum AskedFor {
+    Limit(Limit),
+    /// That begin anew on this day.
+    Credits(u8),
+}
+
+fn limit_asks(asks: Vec<(Limit, Ask)>, subject: &Subject, terms: &AccountTerms) -> Vec<(AskedFor, LeaseAsk)> {
+    let ask = |(limit, ask)| {
+        let budget = BudgetId::of_limit(subject, &limit);
+        (AskedFor::Limit(limit), lease_ask(budget, ask, terms))
+    };
+    asks.into_iter().map(ask).collect()
+}
+
+fn lease_ask(budget: BudgetId, ask: Ask, terms: &AccountTerms) -> LeaseAsk {
+    let Ask { rule, settled, wanted } = ask;
+    LeaseAsk { budget, rule, zone: terms.time_zone.clone(), settled, wanted }
 }
 
 /// One limit, and what is left of it.
@@ -208,6 +287,28 @@ pub struct Charge {
     pub retry_after_millis: Option<i64>,
 }
 
+/// Whether budgets hold what is asked of them, and who has to ask the store before that can be said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Wants {
+    pub(super) key: bool,
+    pub(super) account: bool,
+}
+
+impl Wants {
+    pub(super) const fn any(self) -> bool {
+        self.key || self.account
+    }
+}
+
+/// What came of holding a cost against budgets.
+#[derive(Debug)]
+pub(super) enum Charged<T> {
+    /// The answer; `Wants` says whose leases should be filled up, which nobody waits for.
+    Done(T, Wants),
+    /// The store has to be asked first.
+    Wait(Wants),
+}
+
 /// Holds a cost against all budgets of a key and its account, and, where `spend` is set, takes it from all of them or,
 /// if one lacks it, from none. Both meters have been advanced to `now`.
 pub(super) fn charge(
@@ -216,18 +317,21 @@ pub(super) fn charge(
     cost: u64,
     spend: bool,
     now: Time,
-) -> Charge {
-    let covered = key.covers(cost) && account.as_deref().is_none_or(|account| account.covers(cost));
-    if covered && spend {
-        // The test above has made sure of it: this process alone holds the ledgers.
-        let leased = key.lease(cost) && account.as_deref_mut().is_none_or(|account| account.lease(cost));
-        debug_assert!(leased, "a budget that covers a cost leases it");
-        key.spend(cost);
-        if let Some(account) = account.as_deref_mut() {
-            account.spend(cost);
-        }
+) -> Charged<Charge> {
+    let cover = key.cover(cost).and(account.as_deref().map_or(Covers::NONE, |account| account.cover(cost)));
+    let asks = cover.unasked || (spend && !cover.short && cover.unknown);
+    if asks {
+        let wanted = if spend && !cover.short { cost } else { 0 };
+        let of_account = account.as_deref_mut().is_some_and(|account| account.want(cost, wanted));
+        return Charged::Wait(Wants { key: key.want(cost, wanted), account: of_account });
     }
-    report(Some((key, cost)), account.as_deref().map(|account| (account, cost)), covered, now)
+    let mut wants = Wants::default();
+    if spend && !cover.short {
+        wants.key = key.spend(cost, now);
+        wants.account = account.as_deref_mut().is_some_and(|account| account.spend(cost, now));
+    }
+    let charge = report(Some((key, cost)), account.as_deref().map(|account| (account, cost)), !cover.short, now);
+    Charged::Done(charge, wants)
 }
 
 /// What the budgets of a key and of an account say to what is held against each of them. `covered` is set where all of
@@ -284,20 +388,65 @@ pub(super) trait Budgets {
     /// All of them.
     fn all_mut(&mut self) -> impl Iterator<Item = &mut Budget>;
 
-    /// Whether each could spend so many units now.
-    fn covers(&self, units: u64) -> bool {
-        self.all().all(|budget| budget.covers(units))
+    /// What they say to a cost, all together.
+    fn cover(&self, units: u64) -> Covers {
+        let mut all = Covers::NONE;
+        for budget in self.all() {
+            match budget.cover(units) {
+                Cover::Leased => {}
+                Cover::Unknown if budget.is_asked() => all.unknown = true,
+                Cover::Unknown => all.unasked = true,
+                Cover::Short => all.short = true,
+            }
+        }
+        all
     }
 
-    /// Makes the lease of each hold so many units. False where one does not grant them.
-    fn lease(&mut self, units: u64) -> bool {
-        self.all_mut().all(|budget| budget.lease(units))
-    }
-
-    /// Spends what all have leased.
-    fn spend(&mut self, units: u64) {
+    /// Has those that don't know, or whose lease is too small for `cost`, want `wanted` units. True if there are such.
+    fn want(&mut self, cost: u64, wanted: u64) -> bool {
+        let mut any = false;
         for budget in self.all_mut() {
-            budget.spend(units);
+            if budget.cover(cost) == Cover::Unknown && (wanted > 0 || !budget.is_asked()) {
+                budget.want(wanted);
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Spends what all have leased. True if a lease should be filled up.
+    fn spend(&mut self, units: u64, now: Time) -> bool {
+        let mut low = false;
+        for budget in self.all_mut() {
+            if budget.spend(units, now) {
+                budget.want(0);
+                low = true;
+            }
+        }
+        low
+    }
+}
+
+/// What budgets say to a cost, all together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Covers {
+    /// One has not so much in this slot.
+    pub(super) short: bool,
+    /// One has it, and has to lease it.
+    pub(super) unknown: bool,
+    /// One has never been asked for.
+    pub(super) unasked: bool,
+}
+
+impl Covers {
+    /// No budget at all.
+    pub(super) const NONE: Self = Self { short: false, unknown: false, unasked: false };
+
+    pub(super) const fn and(self, other: Self) -> Self {
+        Self {
+            short: self.short || other.short,
+            unknown: self.unknown || other.unknown,
+            unasked: self.unasked || other.unasked,
         }
     }
 }

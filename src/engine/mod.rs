@@ -15,6 +15,7 @@ mod index;
 mod joint;
 mod key;
 mod key_read;
+mod lease;
 mod load;
 mod meter;
 pub mod pepper;
@@ -26,10 +27,10 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::ambient::Clock;
+use crate::ambient::{Clock, random};
 use crate::decision::secret::{Brand, Hasher};
 use crate::domain::Revision;
-use crate::store::{Commit, CommitError, SharedStore, StoreError};
+use crate::store::{Commit, CommitError, Incarnation, SharedStore, StoreError};
 
 pub use account::AccountPatch;
 pub use attempt::Attempt;
@@ -76,6 +77,7 @@ pub struct Engine {
     index: index::Index,
     usage: usage::UsageBuffer,
     attempts: attempt::Attempts,
+    leases: lease::LeaseDesk,
     /// Held from the first read of a change until it is in the index, so that revisions are applied in their order. Nothing
     /// is put into the index but under it.
     changing: tokio::sync::Mutex<()>,
@@ -87,6 +89,9 @@ impl Engine {
     /// With an empty index: [`Self::load`] fills it.
     #[must_use]
     pub fn new(store: SharedStore, clock: Clock, options: Options) -> Self {
+        // Without randomness no key can be made either, and the time alone tells two processes apart well enough.
+        let now = clock.now();
+        let incarnation = Incarnation(random::uuid_v7(now).unwrap_or_else(|_| i128::from(now.millis()).to_be_bytes()));
         Self {
             store,
             clock,
@@ -96,6 +101,7 @@ impl Engine {
             index: index::Index::new(),
             usage: usage::UsageBuffer::default(),
             attempts: attempt::Attempts::new(),
+            leases: lease::LeaseDesk::new(incarnation),
             changing: tokio::sync::Mutex::new(()),
             writing_fails: AtomicBool::new(false),
             reading_fails: AtomicBool::new(false),

@@ -14,7 +14,7 @@ pub struct LeaseBatch {
     pub incarnation: Incarnation,
     /// When, by its clock.
     pub now: Time,
-    /// Each budget at most once.
+    /// In this order, also where a budget is asked for twice.
     pub asks: Vec<LeaseAsk>,
 }
 

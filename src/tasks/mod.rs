@@ -4,6 +4,7 @@
 //! | task | does | after a crash |
 //! | --- | --- | --- |
 //! | `flush` | writes usage to the store | what was counted since the last round is lost; nothing counts twice |
+//! | `lease` | asks the store for what checks may spend | what was leased and not reported counts as spent |
 //! | `renew` | extends the expiry of keys that renew themselves | the next round finds the same keys still due |
 //! | `observe` | sets the gauges of `/metrics` | starts from the state |
 
@@ -36,6 +37,10 @@ impl Tasks {
             let (engine, metrics) = (Arc::clone(engine), Arc::clone(metrics));
             move || flush(Arc::clone(&engine), Arc::clone(&metrics))
         });
+        let lease = tokio::spawn({
+            let (engine, stop) = (Arc::clone(engine), stop.clone());
+            async move { stop.run_until_cancelled(engine.serve_leases()).await.unwrap_or_default() }
+        });
         let renew = every(RENEW_PERIOD, stop.clone(), {
             let engine = Arc::clone(engine);
             move || renew(Arc::clone(&engine))
@@ -47,7 +52,7 @@ impl Tasks {
                 std::future::ready(())
             }
         });
-        Self { stop, handles: vec![flush, renew, observe] }
+        Self { stop, handles: vec![flush, lease, renew, observe] }
     }
 
     /// Lets each finish the round that it is in, and ends it.

@@ -83,6 +83,7 @@ pub(crate) struct Server {
     metrics: Arc<Metrics>,
     store: SharedStore,
     handle: ServerHandle,
+    leasing: tokio::task::JoinHandle<()>,
     folder: TempDir,
 }
 
@@ -103,8 +104,10 @@ impl Server {
 
     /// Stops it, and starts another on what it left.
     pub(crate) async fn restart(self, settings: Settings) -> Self {
-        let Self { engine, clock, operator_key_id, operator_secret, store, handle, folder, .. } = self;
+        let Self { engine, clock, operator_key_id, operator_secret, store, handle, leasing, folder, .. } = self;
         handle.shutdown().await;
+        leasing.abort();
+        engine.return_leases().await.unwrap();
         store.close().await;
         let clock = (engine.clock().clone(), clock);
         Self::serve(folder, clock, settings, Some((operator_key_id, operator_secret))).await
@@ -128,6 +131,10 @@ impl Server {
             let made = engine.bootstrap(false).await.unwrap();
             (made.key.id.to_string(), made.secret.expose_secret().to_owned())
         };
+        let leasing = tokio::spawn({
+            let engine = Arc::clone(&engine);
+            async move { engine.serve_leases().await }
+        });
         let metrics = Arc::new(Metrics::new());
         let serving = Arc::new(AtomicBool::new(true));
         let (health, health_service) = tonic_health::server::health_reporter();
@@ -165,6 +172,7 @@ impl Server {
             metrics,
             store,
             handle,
+            leasing,
             folder,
         }
     }

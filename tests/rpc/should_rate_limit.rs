@@ -535,7 +535,7 @@ async fn exactly_the_capacity_is_admitted_to_many_at_once() {
 
 /// The engine from threads of its own, because the server of a test has one: no two calls wait for each other, and what is
 /// admitted is what there was.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn threads_take_the_locks_in_one_order() {
     const CAPACITY: u64 = 20_000;
     let server = Server::start().await;
@@ -550,7 +550,7 @@ async fn threads_take_the_locks_in_one_order() {
     }
     server.engine.find_keys_by_id().await;
     let (engine, keys) = (&server.engine, &keys);
-    let now = engine.clock().now();
+    let runtime = &tokio::runtime::Handle::current();
     let admitted = [const { AtomicU64::new(0) }; 2];
     let accounts = [ACCOUNT, OTHER_ACCOUNT].map(|id| domain::AccountId::parse(id).unwrap());
     std::thread::scope(|scope| {
@@ -562,7 +562,8 @@ async fn threads_take_the_locks_in_one_order() {
                     if round % 4 == 0 {
                         let (credential, request) = (keys[place].1.as_str(), Request::default());
                         let check = Check { credential, request, cost: 1, consume: true, within: None, attempt: None };
-                        let allowed = engine.check(&check, now).verdict == domain::Verdict::Allowed;
+                        let answer = runtime.block_on(engine.check(&check, engine.clock().now())).unwrap();
+                        let allowed = answer.verdict == domain::Verdict::Allowed;
                         admitted[place / 3].fetch_add(u64::from(allowed), Ordering::Relaxed);
                         continue;
                     }
@@ -573,7 +574,7 @@ async fn threads_take_the_locks_in_one_order() {
                         .map(|payer| Share { payer, cost: 1 })
                         .collect();
                     shares.rotate_left(thread % 6);
-                    let charges = engine.charge_together(&shares, None, now);
+                    let charges = runtime.block_on(engine.charge_together(&shares, None)).unwrap();
                     if charges.iter().all(|charge| charge.verdict == domain::Verdict::Allowed) {
                         for share in &shares {
                             let account = match &share.payer {
@@ -590,7 +591,7 @@ async fn threads_take_the_locks_in_one_order() {
     for (account, admitted) in accounts.iter().zip(admitted) {
         let admitted = admitted.into_inner();
         let share = Share { payer: Payer::Account(account.clone()), cost: 0 };
-        let left = engine.charge_together(&[share], None, now)[0].limits[0].remaining;
+        let left = engine.charge_together(&[share], None).await.unwrap()[0].limits[0].remaining;
         assert_eq!(admitted + left, CAPACITY, "{account}");
         assert!(admitted > CAPACITY / 2, "{admitted}");
     }

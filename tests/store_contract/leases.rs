@@ -50,6 +50,16 @@ pub(crate) async fn no_more_is_leased_than_there_is(store: SharedStore) {
     }
 }
 
+pub(crate) async fn a_budget_that_is_asked_for_twice_is_one(store: SharedStore) {
+    let limit = limit(10, Algorithm::FixedWindow);
+    let asks = vec![ask("acct_a", &limit, 7), ask("acct_b", &limit, 1), ask("acct_a", &limit, 7)];
+    let granted = |leased: Vec<Leased>| leased.iter().map(|leased| leased.granted).collect::<Vec<_>>();
+    assert_eq!(granted(lease(&store, FIRST, NOW, asks.clone()).await), [7, 1, 3]);
+    assert_eq!(granted(lease(&store, FIRST, NOW, asks).await), [0, 1, 0]);
+    let closed = store.close_leases(SECOND, NOW, Uncertain::Charge).await.unwrap();
+    assert_eq!(closed.iter().map(|lease| lease.units).collect::<Vec<_>>(), [10, 2]);
+}
+
 pub(crate) async fn what_is_returned_can_be_leased_again_and_what_is_spent_not(store: SharedStore) {
     let limit = limit(10, Algorithm::FixedWindow);
     let leased = one(&store, FIRST, ask("acct_a", &limit, 10)).await;

@@ -1,6 +1,6 @@
 //! Leases. The arithmetic is `decision::quota`'s; here it is given the states, and what comes of it is written down.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection};
 
@@ -25,21 +25,31 @@ pub(super) async fn lease(writer: &Writer, batch: &LeaseBatch) -> Result<Vec<Lea
 
 async fn grant(connection: &mut SqliteConnection, batch: &LeaseBatch) -> Result<Vec<Leased>, StoreError> {
     let ids: Vec<&str> = batch.asks.iter().map(|ask| ask.budget.as_str()).collect();
-    let mut states = states(connection, &ids).await?;
+    let before = states(connection, &ids).await?;
+    let mut after: BTreeMap<&str, State> = BTreeMap::new();
     let mut leased = Vec::with_capacity(batch.asks.len());
-    let mut changes = Vec::new();
     for ask in &batch.asks {
-        let before = states.remove(ask.budget.as_str());
-        let one = answer(ask, before.clone(), batch.now);
-        if before.as_ref() != Some(&one.state) {
-            changes.push((ask.budget.as_str(), encode(&one.state)?));
-        }
+        let id = ask.budget.as_str();
+        // One that is asked for twice goes on from what the first has left.
+        let one = answer(ask, after.get(id).or_else(|| before.get(id)).cloned(), batch.now);
+        after.insert(id, one.state.clone());
         leased.push(one);
     }
+    let changed = after.iter().filter(|(id, state)| before.get(**id) != Some(state));
+    let changes: Result<Vec<_>, StoreError> = changed.map(|(id, state)| Ok((*id, encode(state)?))).collect();
+    let changes = changes?;
     for rows in changes.chunks(ROWS_MAX) {
         write_states(connection, rows).await?;
     }
-    let moved: Vec<_> = batch.asks.iter().zip(&leased).flat_map(|(ask, leased)| moves(ask, leased)).collect();
+    let mut moved: BTreeMap<(&str, i64), i64> = BTreeMap::new();
+    for (ask, leased) in batch.asks.iter().zip(&leased) {
+        for (slot, units) in moves(ask, leased) {
+            let sum = moved.entry((ask.budget.as_str(), slot.number())).or_default();
+            *sum = sum.saturating_add(units);
+        }
+    }
+    let moved: Vec<_> =
+        moved.into_iter().filter(|(_, units)| *units != 0).map(|((id, slot), units)| (id, slot, units)).collect();
     for rows in moved.chunks(ROWS_MAX) {
         move_leases(connection, batch.incarnation, rows).await?;
     }
@@ -58,22 +68,12 @@ fn answer(ask: &LeaseAsk, before: Option<State>, now: Time) -> Leased {
     Leased { granted, state }
 }
 
-/// How the leases of a budget change: by slot, what is added and what is no longer leased.
-fn moves<'a>(ask: &'a LeaseAsk, leased: &Leased) -> Vec<(&'a str, i64, i64)> {
+/// How the leases of a budget change: what is added to those of a slot, or, below 0, is no longer leased.
+fn moves<'a>(ask: &'a LeaseAsk, leased: &Leased) -> impl Iterator<Item = (Slot, i64)> + use<'a> {
     let signed = |units: u64| i64::try_from(units).unwrap_or(i64::MAX);
-    let mut moves: Vec<(&str, i64, i64)> = Vec::new();
-    let mut add = |slot: Slot, units: i64| match moves.iter_mut().find(|(_, number, _)| *number == slot.number()) {
-        Some((_, _, sum)) => *sum = sum.saturating_add(units),
-        None => moves.push((ask.budget.as_str(), slot.number(), units)),
-    };
-    for one in &ask.settled {
-        add(one.slot, -signed(one.spent.saturating_add(one.returned)));
-    }
-    if leased.granted > 0 {
-        add(leased.state.slot(), signed(leased.granted));
-    }
-    moves.retain(|(_, _, units)| *units != 0);
-    moves
+    let granted = (leased.state.slot(), signed(leased.granted));
+    let settled = ask.settled.iter().map(move |one| (one.slot, -signed(one.spent.saturating_add(one.returned))));
+    settled.chain([granted])
 }
 
 async fn states(connection: &mut SqliteConnection, ids: &[&str]) -> Result<HashMap<String, State>, StoreError> {

@@ -103,20 +103,27 @@ impl Edge {
     }
 
     /// What the edge shall do with the request.
-    pub(in crate::transport) fn decide<'a>(&self, inquiry: &Inquiry<'a>, now: Time) -> Decision<'a> {
+    pub(in crate::transport) async fn decide<'a>(
+        &self,
+        inquiry: &Inquiry<'a>,
+        now: Time,
+    ) -> Result<Decision<'a>, Fault> {
         let (key, place) = match inquiry.credential {
             Credential::One { key, place } => (key, place),
-            Credential::Absent if inquiry.policy.mode == Mode::Off => return Decision::Allowed(Allowed::anonymous()),
-            Credential::Absent => return self.refuse(Verdict::Missing),
-            Credential::Unclear => return self.refuse(Verdict::Malformed),
+            Credential::Absent if inquiry.policy.mode == Mode::Off => {
+                return Ok(Decision::Allowed(Allowed::anonymous()));
+            }
+            Credential::Absent => return Ok(self.refuse(Verdict::Missing)),
+            Credential::Unclear => return Ok(self.refuse(Verdict::Malformed)),
         };
-        let answer = self.engine.check(&check_of(key, inquiry), now);
+        let check = check_of(key, inquiry);
+        let answer = self.engine.check(&check, now).await.map_err(|error| Fault::Unavailable(error.to_string()))?;
         self.metrics.check(answer.verdict);
         if answer.verdict == Verdict::Allowed {
             let charged = if inquiry.policy.mode == Mode::Consume { inquiry.policy.cost } else { 0 };
-            Decision::Allowed(Allowed { place: Some(place), charged, answer: Some(answer) })
+            Ok(Decision::Allowed(Allowed { place: Some(place), charged, answer: Some(answer) }))
         } else {
-            self.deny(answer)
+            Ok(self.deny(answer))
         }
     }
 

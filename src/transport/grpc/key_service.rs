@@ -46,16 +46,21 @@ impl Keys {
             self.0.engine.await_revision(revision, REVISION_WAIT).await.map_err(|error| status_from(&error))?;
             now = self.now();
         }
-        self.check(&asker, request, now)
+        self.check(&asker, request, now).await
     }
 
-    fn check(&self, asker: &Asker, request: &v1::CheckKeyRequest, now: Time) -> Result<v1::CheckKeyResponse, Status> {
+    async fn check(
+        &self,
+        asker: &Asker,
+        request: &v1::CheckKeyRequest,
+        now: Time,
+    ) -> Result<v1::CheckKeyResponse, Status> {
         let api = &*self.0;
         if !request.operation_id.is_empty() {
             return Err(Status::unimplemented("`operation_id` is not implemented yet; leave it empty"));
         }
         let check = convert::check_from(request, asker.within()).map_err(|error| status_from(&error))?;
-        let answer = api.engine.check(&check, now);
+        let answer = api.engine.check(&check, now).await.map_err(|error| status_from(&error))?;
         api.metrics.check(answer.verdict);
         let http_status = api.http_statuses.of(answer.verdict);
         Ok(convert::check_to(answer, http_status))

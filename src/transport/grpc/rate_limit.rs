@@ -47,7 +47,7 @@ impl RateLimitService for RateLimits {
         let shares = convert::shares_from(request.get_ref()).map_err(|error| status_from(&error))?;
         self.find_keys(&shares).await?;
         let now = api.engine.clock().now();
-        let charges = api.engine.charge_together(&shares, asker.within(), now);
+        let charges = api.engine.charge_together(&shares, asker.within()).await.map_err(|error| status_from(&error))?;
         let refused = charges.iter().map(|charge| charge.verdict).find(|verdict| *verdict != Verdict::Allowed);
         api.metrics.check(refused.unwrap_or(Verdict::Allowed));
         Ok(Response::new(convert::charges_to(&charges, now)))

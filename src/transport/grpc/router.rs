@@ -163,7 +163,7 @@ impl Services {
             return self.authorization.clone().call(http::Request::from_parts(head, Full::new(body))).await;
         };
         let metadata = MetadataMap::from_headers(head.headers);
-        Ok(hot::response(self.edges.answer(&metadata, head.extensions.get::<PeerInfo>(), message)))
+        Ok(hot::response(self.edges.answer(&metadata, head.extensions.get::<PeerInfo>(), message).await))
     }
 }
 

@@ -69,7 +69,8 @@ async fn answer(
 ) -> Answer {
     let now = check.engine.clock().now();
     let request_id = request_id::request_id(&headers, now);
-    check.answer(peer.ip().to_canonical(), &uri, &headers, &request_id, now).unwrap_or_else(|fault| {
+    let answered = check.answer(peer.ip().to_canonical(), &uri, &headers, &request_id, now).await;
+    answered.unwrap_or_else(|fault| {
         check.edge.faults.tell(&fault);
         let (content_type, body) = fault.body(check.edge.settings.message_format, &request_id);
         let retry_after = fault.retry_after_seconds().map(|seconds| ("retry-after", seconds.to_string()));
@@ -78,7 +79,7 @@ async fn answer(
 }
 
 impl HttpCheck {
-    fn answer(
+    async fn answer(
         &self,
         peer: IpAddr,
         uri: &Uri,
@@ -117,7 +118,8 @@ impl HttpCheck {
             attempt: None,
             within: asker.within.as_ref(),
         };
-        Ok(self.tell(&self.edge.decide(&inquiry, now), format, request_id, now))
+        let decision = self.edge.decide(&inquiry, now).await?;
+        Ok(self.tell(&decision, format, request_id, now))
     }
 
     /// A key that is sent comes first: it may be good for fewer accounts than the address is.

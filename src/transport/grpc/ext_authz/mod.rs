@@ -38,14 +38,14 @@ impl Authorization for ExtAuthz {
     async fn check(&self, request: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
         let message = request.get_ref().encode_to_vec();
         let peer = request.extensions().get::<PeerInfo>();
-        self.answer(request.metadata(), peer, &message).map(Response::new)
+        self.answer(request.metadata(), peer, &message).await.map(Response::new)
     }
 }
 
 impl ExtAuthz {
     /// Answers a message, for the generated service and for the short way round it. A fault of the caller, which is Envoy, is
     /// a status; Envoy takes it for an error, as it does an `error_response`.
-    pub(super) fn answer(
+    pub(super) async fn answer(
         &self,
         metadata: &MetadataMap,
         peer: Option<&PeerInfo>,
@@ -82,7 +82,10 @@ impl ExtAuthz {
             attempt: view.attempt(message),
             within: asker.within(),
         };
-        let decision = self.0.edge.decide(&inquiry, now);
+        let decision = match self.0.edge.decide(&inquiry, now).await {
+            Ok(decision) => decision,
+            Err(fault) => return Ok(self.fault(&fault, &view)),
+        };
         let about = answer::About { settings, request_id: view.request_id(), format, grpc: view.is_grpc(), now };
         Ok(about.answer(decision))
     }

@@ -1,0 +1,249 @@
+//! Asking the store for leases, for many budgets in one transaction.
+//!
+//! A check whose budgets hold its cost asks nobody. One that has to wait puts its key, and its account, into a queue;
+//! whoever finds no round under way goes with all that is queued to the store, and the others wait for that. So there is one
+//! question for each budget at a time, and as many budgets in a transaction as came together while the last one ran.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::domain::{Environment, Time};
+use crate::store::{Incarnation, LeaseAsk, LeaseBatch, Leased, StoreError, Uncertain};
+
+use super::budget::Asking;
+use super::index::{AccountEntry, KeyEntry};
+use super::meter::{AskedFor, Wants};
+use super::{Engine, Error};
+
+/// How long a check waits for the store.
+const WAIT_MAX: Duration = Duration::from_secs(2);
+/// Asks of one transaction.
+const ASKS_MAX: usize = 10_000;
+
+/// Whose budgets want something.
+#[derive(Clone, Debug)]
+pub(super) enum Holder {
+    Key(Arc<KeyEntry>),
+    Pool(Arc<AccountEntry>, Environment),
+}
+
+/// The queue, and the rounds.
+#[derive(Debug)]
+pub(super) struct LeaseDesk {
+    pub(super) incarnation: Incarnation,
+    queue: Mutex<Vec<Holder>>,
+    /// Who has something leased, or to tell.
+    open: Mutex<Vec<Holder>>,
+    wake: tokio::sync::Notify,
+    begun: AtomicU64,
+    done: watch::Sender<Done>,
+}
+
+/// How far the rounds have come.
+#[derive(Clone, Copy, Debug, Default)]
+struct Done {
+    round: u64,
+    /// The last one that failed.
+    failed: u64,
+}
+
+/// A place in the next round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ticket(u64);
+
+impl LeaseDesk {
+    pub(super) fn new(incarnation: Incarnation) -> Self {
+        Self {
+            incarnation,
+            queue: Mutex::default(),
+            open: Mutex::default(),
+            wake: tokio::sync::Notify::new(),
+            begun: AtomicU64::new(0),
+            done: watch::Sender::new(Done::default()),
+        }
+    }
+
+    /// Queues those who want something.
+    pub(super) fn enqueue(&self, holders: impl IntoIterator<Item = Holder>) -> Ticket {
+        let ticket = {
+            let mut queue = lock(&self.queue);
+            queue.extend(holders);
+            Ticket(self.begun.load(Ordering::Relaxed) + 1)
+        };
+        self.wake.notify_one();
+        ticket
+    }
+
+    fn begin(&self) -> (u64, Vec<Holder>) {
+        let mut queue = lock(&self.queue);
+        let round = self.begun.fetch_add(1, Ordering::Relaxed) + 1;
+        (round, std::mem::take(&mut *queue))
+    }
+
+    fn end(&self, round: u64, failed: bool) {
+        self.done.send_modify(|done| {
+            done.round = round;
+            if failed {
+                done.failed = round;
+            }
+        });
+    }
+
+    /// Waits for the round of a ticket.
+    async fn served(&self, Ticket(round): Ticket) -> Result<(), Error> {
+        let mut done = self.done.subscribe();
+        match done.wait_for(|done| done.round >= round).await {
+            Ok(done) if done.failed != round => Ok(()),
+            Ok(_) | Err(_) => Err(away()),
+        }
+    }
+}
+
+fn away() -> Error {
+    Error::Unavailable("the limits of the key cannot be read or written now; see the server's log".to_owned())
+}
+
+impl Engine {
+    /// Queues a key and its account, as far as each wants something and is not queued yet.
+    pub(super) fn enqueue_wants(&self, entry: &Arc<KeyEntry>, environment: Environment, wants: Wants) -> Ticket {
+        let key = wants.key.then(|| Holder::Key(Arc::clone(entry)));
+        let pool = wants.account.then(|| Holder::Pool(Arc::clone(&entry.account), environment));
+        self.leases.enqueue(key.into_iter().chain(pool))
+    }
+
+    /// Tries again after each answer of the store, as long as it takes, but not too long: others may spend what was waited for.
+    pub(super) async fn after_leases<T>(&self, mut attempt: impl FnMut() -> Result<T, Ticket>) -> Result<T, Error> {
+        let attempts = async {
+            loop {
+                match attempt() {
+                    Ok(done) => return Ok(done),
+                    Err(ticket) => self.leases.served(ticket).await?,
+                }
+            }
+        };
+        tokio::time::timeout(WAIT_MAX, attempts).await.unwrap_or_else(|_| Err(away()))
+    }
+
+    /// Asks the store whenever somebody waits, and gives back once a second what is not in use. Never returns.
+    pub async fn serve_leases(&self) {
+        let mut seconds = tokio::time::interval(Duration::from_secs(1));
+        seconds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let mode = tokio::select! {
+                () = self.leases.wake.notified() => Asking::Wanted,
+                _ = seconds.tick() => Asking::Tidy,
+            };
+            // That the store fails is in the log; those who wait are told.
+            _ = self.lease_round(mode).await;
+        }
+    }
+
+    /// Gives back every lease: this process ends.
+    pub async fn return_leases(&self) -> Result<(), StoreError> {
+        self.lease_round(Asking::Last).await
+    }
+
+    /// Ends what processes before this one had leased. Called before anything is leased.
+    pub(super) async fn close_dead_leases(&self) -> Result<(), StoreError> {
+        let closed = self.store.close_leases(self.leases.incarnation, self.clock.now(), Uncertain::Charge).await?;
+        let units = closed.iter().map(|lease| lease.units).fold(0, u64::saturating_add);
+        if units > 0 {
+            tracing::warn!(
+                budgets = closed.len(),
+                units,
+                "the process before ended without a word: what it had leased and not reported counts as spent"
+            );
+        }
+        Ok(())
+    }
+
+    async fn lease_round(&self, mode: Asking) -> Result<(), StoreError> {
+        let (round, mut holders) = self.leases.begin();
+        if mode != Asking::Wanted {
+            let open = std::mem::take(&mut *lock(&self.leases.open));
+            open.iter().for_each(Holder::unlist);
+            holders.extend(open);
+        }
+        holders.sort_unstable_by_key(Holder::place);
+        holders.dedup_by_key(|holder| holder.place());
+        let now = self.clock.now();
+        let mut asked = Vec::new();
+        let mut asks = Vec::new();
+        for holder in holders {
+            for (of, ask) in holder.asks(now, mode) {
+                asked.push((holder.clone(), of));
+                asks.push(ask);
+            }
+        }
+        let result = self.ask_store(&asked, asks, now).await;
+        let open = asked.into_iter().map(|(holder, _)| holder).filter(Holder::list);
+        lock(&self.leases.open).extend(open);
+        self.leases.end(round, result.is_err());
+        result
+    }
+
+    async fn ask_store(&self, asked: &[(Holder, AskedFor)], asks: Vec<LeaseAsk>, now: Time) -> Result<(), StoreError> {
+        let mut asks = asks.into_iter();
+        for asked in asked.chunks(ASKS_MAX) {
+            let asks = asks.by_ref().take(asked.len()).collect();
+            let batch = LeaseBatch { incarnation: self.leases.incarnation, now, asks };
+            let result = self.store.lease(&batch).await;
+            Self::note_store(&self.writing_fails, result.as_ref().err(), "written");
+            for ((holder, of), leased) in asked.iter().zip(result?) {
+                holder.grant(of, leased);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Holder {
+    fn asks(&self, now: Time, mode: Asking) -> Vec<(AskedFor, LeaseAsk)> {
+        match self {
+            Self::Key(entry) => entry.with_meter(|meter| meter.asks(entry.id, now, mode)),
+            Self::Pool(account, environment) => account.meter(*environment).asks(*environment, now, mode),
+        }
+    }
+
+    fn grant(&self, of: &AskedFor, leased: Leased) {
+        match self {
+            Self::Key(entry) => entry.with_meter(|meter| meter.grant(of, leased)),
+            Self::Pool(account, environment) => account.meter(*environment).grant(of, leased),
+        }
+    }
+
+    /// Whether it is open and not yet listed as such; it then is.
+    fn list(&self) -> bool {
+        match self {
+            Self::Key(entry) => {
+                entry.with_meter(|meter| meter.budgets.is_open() && !std::mem::replace(&mut meter.listed, true))
+            }
+            Self::Pool(account, environment) => {
+                let mut meter = account.meter(*environment);
+                meter.is_open() && !std::mem::replace(&mut meter.listed, true)
+            }
+        }
+    }
+
+    /// Unlike that of any other.
+    fn place(&self) -> (usize, bool) {
+        match self {
+            Self::Key(entry) => (Arc::as_ptr(entry).addr(), false),
+            Self::Pool(account, environment) => (Arc::as_ptr(account).addr(), *environment == Environment::Test),
+        }
+    }
+
+    fn unlist(&self) {
+        match self {
+            Self::Key(entry) => entry.with_meter(|meter| meter.listed = false),
+            Self::Pool(account, environment) => account.meter(*environment).listed = false,
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
