@@ -184,7 +184,8 @@ impl Budget {
         self.note_spent();
         let available = self.ledger.as_ref().map_or(u64::MAX, |ledger| ledger.available(&self.rule));
         // About a second's worth beside what is waited for, and ever less as the budget runs out.
-        let ahead = self.demand.a_second(now).min(available.saturating_sub(wanted) / 4);
+        let ahead = self.demand.a_second(now).saturating_sub(self.lease.units);
+        let ahead = ahead.min(available.saturating_sub(wanted) / 4);
         let settled = std::mem::take(&mut self.settled);
         Some(Ask { rule: self.rule, settled, wanted: wanted.saturating_add(ahead) })
     }
@@ -318,9 +319,8 @@ pub(super) enum Asking {
 impl Asking {
     pub(super) fn of(self, budget: &mut Budget, now: Time) -> Option<Ask> {
         match self {
-            Self::Wanted => budget.ask(now),
             Self::Tidy if budget.is_idle(now) => budget.end(),
-            Self::Tidy => budget.ask(now),
+            Self::Wanted | Self::Tidy => budget.ask(now),
             Self::Last => budget.end(),
         }
     }

@@ -323,6 +323,8 @@ mod tests {
     const CREDITS: u64 = 30;
     /// Of each payer its place here: the pooled limit of `acct_a`'s live and test keys, credits, and limits of keys.
     type Left = BTreeMap<&'static str, u64>;
+    /// Who may be charged, each with its budgets.
+    type Payers = Vec<(Payer, Vec<&'static str>)>;
 
     fn limit(name: &str, capacity: u64) -> Limit {
         let name = LimitName::parse(name).unwrap();
@@ -379,7 +381,7 @@ mod tests {
     }
 
     /// Two accounts, of which one pools; and who may be charged, each with its budgets.
-    fn engine(store: &SharedStore) -> (Arc<Engine>, ManualClock, Vec<(Payer, Vec<&'static str>)>) {
+    fn engine(store: &SharedStore) -> (Arc<Engine>, ManualClock, Payers) {
         let (clock, hands) = Clock::manual(Time::from_millis(0));
         let engine = Arc::new(Engine::new(Arc::clone(store), clock, Options::default()));
         engine.index.put_plan(Plan {
@@ -456,7 +458,7 @@ mod tests {
             let (engine, hands, payers) = engine(&store);
             runtime.spawn({
                 let engine = Arc::clone(&engine);
-                async move { engine.serve_leases().await }
+                async move { engine.serve_leases(std::future::pending()).await }
             });
             let mut left: Left = ["live", "test", "credits", "k1", "k3", "k4"].map(|name| (name, full(name))).into();
             let mut millis = 0;

@@ -127,12 +127,16 @@ impl Engine {
         tokio::time::timeout(WAIT_MAX, attempts).await.unwrap_or_else(|_| Err(away()))
     }
 
-    /// Asks the store whenever somebody waits, and gives back once a second what is not in use. Never returns.
-    pub async fn serve_leases(&self) {
+    /// Asks the store whenever somebody waits, and gives back once a second what is not in use, until it is told to stop. It
+    /// must be let run to that end, or what the store has just granted is lost.
+    pub async fn serve_leases(&self, stop: impl Future<Output = ()>) {
+        let mut stop = std::pin::pin!(stop);
         let mut seconds = tokio::time::interval(Duration::from_secs(1));
         seconds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let mode = tokio::select! {
+                biased;
+                () = &mut stop => return,
                 () = self.leases.wake.notified() => Asking::Wanted,
                 _ = seconds.tick() => Asking::Tidy,
             };

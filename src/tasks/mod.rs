@@ -39,7 +39,7 @@ impl Tasks {
         });
         let lease = tokio::spawn({
             let (engine, stop) = (Arc::clone(engine), stop.clone());
-            async move { stop.run_until_cancelled(engine.serve_leases()).await.unwrap_or_default() }
+            async move { engine.serve_leases(stop.cancelled()).await }
         });
         let renew = every(RENEW_PERIOD, stop.clone(), {
             let engine = Arc::clone(engine);

@@ -12,6 +12,7 @@ use secrecy::ExposeSecret as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteRow};
 use sqlx::{ConnectOptions as _, Row as _};
 use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
 use tollgate::ambient::{Clock, ManualClock};
 use tollgate::domain::{self, Time};
 use tollgate::engine::{Engine, Options};
@@ -83,7 +84,7 @@ pub(crate) struct Server {
     metrics: Arc<Metrics>,
     store: SharedStore,
     handle: ServerHandle,
-    leasing: tokio::task::JoinHandle<()>,
+    leasing: (CancellationToken, tokio::task::JoinHandle<()>),
     folder: TempDir,
 }
 
@@ -106,11 +107,22 @@ impl Server {
     pub(crate) async fn restart(self, settings: Settings) -> Self {
         let Self { engine, clock, operator_key_id, operator_secret, store, handle, leasing, folder, .. } = self;
         handle.shutdown().await;
-        leasing.abort();
+        leasing.0.cancel();
+        leasing.1.await.unwrap();
         engine.return_leases().await.unwrap();
         store.close().await;
         let clock = (engine.clock().clone(), clock);
         Self::serve(folder, clock, settings, Some((operator_key_id, operator_secret))).await
+    }
+
+    /// The same where the first one has no time to tidy up.
+    pub(crate) async fn kill(self) -> Self {
+        let Self { engine, clock, operator_key_id, operator_secret, store, handle, leasing, folder, .. } = self;
+        leasing.1.abort();
+        handle.shutdown().await;
+        store.close().await;
+        let clock = (engine.clock().clone(), clock);
+        Self::serve(folder, clock, Settings::default(), Some((operator_key_id, operator_secret))).await
     }
 
     async fn serve(
@@ -131,10 +143,12 @@ impl Server {
             let made = engine.bootstrap(false).await.unwrap();
             (made.key.id.to_string(), made.secret.expose_secret().to_owned())
         };
+        let stop = CancellationToken::new();
         let leasing = tokio::spawn({
-            let engine = Arc::clone(&engine);
-            async move { engine.serve_leases().await }
+            let (engine, stop) = (Arc::clone(&engine), stop.clone());
+            async move { engine.serve_leases(stop.cancelled()).await }
         });
+        let leasing = (stop, leasing);
         let metrics = Arc::new(Metrics::new());
         let serving = Arc::new(AtomicBool::new(true));
         let (health, health_service) = tonic_health::server::health_reporter();

@@ -3,7 +3,7 @@
 use tollgate::proto::v1::{Verdict as V, *};
 
 use crate::check_key::verdicts::requests;
-use crate::harness::{Server, Settings, key, of};
+use crate::harness::{Server, Settings, account, key, limit, of, plan};
 
 fn settings() -> Settings {
     Settings { key_checks_per_second: 1, ..Settings::default() }
@@ -30,6 +30,53 @@ async fn every_verdict_is_the_same() {
             assert_eq!(without_wait(after), without_wait(before));
         }
     }
+}
+
+#[tokio::test]
+async fn what_was_spent_stays_spent() {
+    let server = Server::start().await;
+    server.plan(Plan { monthly_credits: Some(50), ..plan("counted") }).await;
+    server.account(account("acct_counted", "counted")).await;
+    let sliding = Limit { algorithm: Algorithm::SlidingWindow.into(), ..limit("sliding", 30, Period::Hour) };
+    let limits = vec![limit("daily", 20, Period::Day), sliding, limit("minute", 10, Period::Minute)];
+    let made = server.key(Key { account_id: "acct_counted".to_owned(), limits, ..key("k") }).await;
+    let cost = |cost: i64| CheckKeyRequest { cost: Some(cost), ..of(&made.secret) };
+    let left = |answer: &CheckKeyResponse| {
+        let limits: Vec<i64> = answer.limits.iter().map(|limit| limit.remaining).collect();
+        (limits, answer.credits.as_ref().unwrap().remaining)
+    };
+    assert_eq!(left(&server.ask(cost(7)).await), (vec![13, 23, 3], 43));
+    let server = server.restart(Settings::default()).await;
+    assert_eq!(left(&server.ask(cost(0)).await), (vec![13, 23, 3], 43));
+    assert_eq!(server.ask(cost(4)).await.verdict(), V::RateLimited);
+    assert_eq!(left(&server.ask(cost(3)).await), (vec![10, 20, 0], 40));
+    // A clock that was set back opens nothing, not even with a restart between.
+    server.set_time("2026-03-09T12:00:00Z");
+    let server = server.restart(Settings::default()).await;
+    assert_eq!(server.ask(cost(1)).await.verdict(), V::RateLimited);
+    server.set_time("2026-03-10T12:01:00Z");
+    assert_eq!(left(&server.ask(cost(10)).await), (vec![0, 10, 0], 30));
+    server.set_time("2026-03-11T00:00:00Z");
+    assert_eq!(left(&server.ask(cost(10)).await), (vec![10, 20, 0], 20));
+}
+
+/// As after kill -9: nobody has said what became of what was leased.
+#[tokio::test]
+async fn a_process_that_ends_without_a_word_has_spent_what_it_had_leased() {
+    let server = Server::start().await;
+    let made = server.key(Key { limits: vec![limit("daily", 100, Period::Day)], ..key("k") }).await;
+    for _ in 0..20 {
+        assert!(server.check(&made.secret).await.allowed);
+    }
+    let server = server.kill().await;
+    let left = server.ask(CheckKeyRequest { cost: Some(0), ..of(&made.secret) }).await.limits[0].remaining;
+    // At least what was admitted is spent, and at most a second's worth more.
+    assert!((60..=80).contains(&left), "{left}");
+    let mut admitted = 0;
+    while server.check(&made.secret).await.allowed {
+        admitted += 1;
+    }
+    assert_eq!(admitted, left);
 }
 
 #[tokio::test]

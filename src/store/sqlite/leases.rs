@@ -36,9 +36,9 @@ async fn grant(connection: &mut SqliteConnection, batch: &LeaseBatch) -> Result<
         leased.push(one);
     }
     let changed = after.iter().filter(|(id, state)| before.get(**id) != Some(state));
-    let changes: Result<Vec<_>, StoreError> = changed.map(|(id, state)| Ok((*id, encode(state)?))).collect();
-    let changes = changes?;
-    for rows in changes.chunks(ROWS_MAX) {
+    let rows: Result<Vec<_>, StoreError> = changed.map(|(id, state)| Ok((*id, encode(state)?))).collect();
+    let rows = rows?;
+    for rows in rows.chunks(ROWS_MAX) {
         write_states(connection, rows).await?;
     }
     let mut moved: BTreeMap<(&str, i64), i64> = BTreeMap::new();
