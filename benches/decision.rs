@@ -9,8 +9,10 @@
 #![cfg(test)]
 
 use std::hint::black_box;
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
+use std::task::{Context, Poll, Waker};
 
 use divan::Bencher;
 use secrecy::ExposeSecret as _;
@@ -25,7 +27,7 @@ use tollgate::domain::{
     Period, Plan, PlanId, Policy, Restrictions, Revision, Scope, ScopeRef, SecretHash, Time, TimeZone, UNITS_MAX,
     Verdict,
 };
-use tollgate::engine::{Check, Engine, Options};
+use tollgate::engine::{Answer, Check, Engine, Options};
 use tollgate::store::{Loaded, LoadedKey};
 
 use memory_store::MemoryStore;
@@ -131,7 +133,9 @@ fn secret(number: usize) -> String {
 
 /// An engine full of keys, and the secrets of some.
 struct Full {
-    engine: Engine,
+    engine: Arc<Engine>,
+    /// Asks the store for leases, and waits where a check has to.
+    runtime: tokio::runtime::Runtime,
     secrets: Vec<String>,
     next: AtomicUsize,
 }
@@ -150,11 +154,16 @@ impl Full {
         let keys = (0..*KEYS).map(key).collect();
         let loaded =
             vec![Loaded::Plans(vec![plan.clone()]), Loaded::Accounts(vec![account.clone()]), Loaded::Keys(keys)];
-        let engine = Engine::new(Arc::new(MemoryStore::new(loaded)), Clock::system(), Options::default());
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let store = Arc::new(MemoryStore::new(loaded));
+        let engine = Arc::new(Engine::new(store, Clock::system(), Options::default()));
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         runtime.block_on(engine.load()).unwrap();
+        runtime.spawn({
+            let engine = Arc::clone(&engine);
+            async move { engine.serve_leases(std::future::pending()).await }
+        });
         assert_eq!(engine.index_size().0, *KEYS);
-        Self { engine, secrets, next: AtomicUsize::new(0) }
+        Self { engine, runtime, secrets, next: AtomicUsize::new(0) }
     }
 
     /// One key after another, in an order that no processor foresees.
@@ -163,19 +172,28 @@ impl Full {
         &self.secrets[turn.wrapping_mul(0x9e37_79b1) % self.secrets.len()]
     }
 
+    /// A check to its end: as a rule that is its first step.
+    fn answer(&self, check: &Check<'_>) -> Answer {
+        let mut answer = pin!(self.engine.check(black_box(check), self.engine.clock().now()));
+        match answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(answer) => answer.unwrap(),
+            Poll::Pending => self.runtime.block_on(answer).unwrap(),
+        }
+    }
+
     /// A whole check: it must be allowed, and by so many limits.
     fn check(&self, credential: &str, limits: usize) {
         let all_of = vec![ScopeRef::parse("tasks:read").unwrap()];
         let request = Request { all_of, ..Request::default() };
         let check = Check { credential, request, cost: 1, consume: true, within: None, attempt: None };
-        let answer = black_box(self.engine.check(black_box(&check), self.engine.clock().now()));
+        let answer = black_box(self.answer(&check));
         assert_eq!((answer.verdict, answer.limits.len()), (Verdict::Allowed, limits));
     }
 
     fn refuse(&self, credential: &str, verdict: Verdict) {
         let check =
             Check { credential, request: Request::default(), cost: 1, consume: true, within: None, attempt: None };
-        assert_eq!(black_box(self.engine.check(black_box(&check), self.engine.clock().now())).verdict, verdict);
+        assert_eq!(black_box(self.answer(&check)).verdict, verdict);
     }
 }
 

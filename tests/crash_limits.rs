@@ -68,7 +68,13 @@ async fn make_keys(server: &Server, token: &str) -> Vec<(String, String)> {
 }
 
 /// Checks one key after the other until the server is gone, and counts what it is told.
-async fn hammer(mut client: Keys, secrets: Arc<Vec<String>>, admitted: Arc<Admitted>, stop: Arc<AtomicBool>, first: usize) {
+async fn hammer(
+    mut client: Keys,
+    secrets: Arc<Vec<String>>,
+    admitted: Arc<Admitted>,
+    stop: Arc<AtomicBool>,
+    first: usize,
+) {
     for i in first.. {
         if stop.load(Ordering::Relaxed) {
             return;

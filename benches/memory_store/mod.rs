@@ -1,25 +1,33 @@
-//! A store that hands out what it was made with, and keeps nothing.
+//! A store that hands out what it was made with, grants leases, and keeps nothing else.
 
+use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;
+use tollgate::decision::quota::State;
 use tollgate::domain::{Account, AccountId, KeyId, Plan, PlanId, Revision, Time, UsageRow};
-use tollgate::store::{Commit, CommitError, KeyQuery, Loaded, Store, StoreError, StoredKey, UsageFlush, UsageQuery};
+use tollgate::store::{
+    ClosedLease, Commit, CommitError, Incarnation, KeyQuery, LeaseBatch, Leased, Loaded, Store, StoreError, StoredKey,
+    Uncertain, UsageFlush, UsageQuery,
+};
 
 #[derive(Debug)]
-pub(crate) struct MemoryStore(Mutex<Vec<Loaded>>);
+pub(crate) struct MemoryStore {
+    loaded: Mutex<Vec<Loaded>>,
+    budgets: Mutex<HashMap<String, State>>,
+}
 
 impl MemoryStore {
     pub(crate) fn new(loaded: Vec<Loaded>) -> Self {
-        Self(Mutex::new(loaded))
+        Self { loaded: Mutex::new(loaded), budgets: Mutex::default() }
     }
 }
 
 #[async_trait]
 impl Store for MemoryStore {
     async fn load(&self, sink: mpsc::Sender<Loaded>) -> Result<Revision, StoreError> {
-        let parts = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let parts = std::mem::take(&mut *self.loaded.lock().unwrap_or_else(PoisonError::into_inner));
         for part in parts {
             if sink.send(part).await.is_err() {
                 break;
@@ -65,6 +73,22 @@ impl Store for MemoryStore {
     }
 
     async fn usage(&self, _: &UsageQuery) -> Result<Vec<UsageRow>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    async fn lease(&self, batch: &LeaseBatch) -> Result<Vec<Leased>, StoreError> {
+        let mut budgets = self.budgets.lock().unwrap_or_else(PoisonError::into_inner);
+        let grant = |ask: &tollgate::store::LeaseAsk| {
+            let fresh = || State::new(&ask.rule, &ask.zone, batch.now);
+            let state = budgets.entry(ask.budget.to_string()).or_insert_with(fresh);
+            state.advance(&ask.rule, &ask.zone, batch.now);
+            let granted = state.grant(&ask.rule, ask.wanted);
+            Leased { granted, state: state.clone() }
+        };
+        Ok(batch.asks.iter().map(grant).collect())
+    }
+
+    async fn close_leases(&self, _: Incarnation, _: Time, _: Uncertain) -> Result<Vec<ClosedLease>, StoreError> {
         Ok(Vec::new())
     }
 

@@ -144,6 +144,12 @@ impl State {
         rule.capacity.saturating_sub(self.granted())
     }
 
+    /// Units granted beyond the capacity, where that was lowered since.
+    #[must_use]
+    pub fn excess(&self, rule: &Rule) -> u64 {
+        self.granted().saturating_sub(rule.capacity)
+    }
+
     /// Grants as many of the units as may be, and returns how many.
     pub fn grant(&mut self, rule: &Rule, wanted: u64) -> u64 {
         let units = wanted.min(self.available(rule));

@@ -99,10 +99,19 @@ impl Budget {
     /// Goes on under a rule of which only the capacity differs: what was spent stays spent. Where it is less, what is leased
     /// goes back, as it may be more than there is now.
     pub(super) fn set_rule(&mut self, rule: Rule) {
-        if rule.capacity < self.rule.capacity {
-            self.settle();
-        }
         self.rule = rule;
+        self.give_back_excess();
+    }
+
+    fn give_back_excess(&mut self) {
+        let Some(ledger) = &mut self.ledger else { return };
+        let Lease { slot, units, .. } = self.lease;
+        let excess = ledger.excess(&self.rule).min(units);
+        if excess > 0 {
+            ledger.give_back(slot, excess);
+            self.lease.units = units - excess;
+            self.note_settled(Settled { slot, spent: 0, returned: excess });
+        }
     }
 
     /// Moves on to the slot of `now`. Units leased for an earlier one are given back.
@@ -216,12 +225,19 @@ impl Budget {
     /// Takes what the store has granted.
     pub(super) fn grant(&mut self, leased: Leased) {
         let slot = leased.state.slot();
-        self.ledger = Some(leased.state);
+        let mut ledger = leased.state;
+        // What went back since it was asked, the store is told the next time.
+        for one in &self.settled {
+            ledger.give_back(one.slot, one.returned);
+        }
+        self.ledger = Some(ledger);
         if self.lease.slot != slot {
             self.settle();
             self.lease.slot = slot;
         }
         self.lease.units = self.lease.units.saturating_add(leased.granted);
+        // It was asked for before the limit was lowered.
+        self.give_back_excess();
     }
 
     pub(super) fn view(&self, now: Time) -> BudgetView {
@@ -405,6 +421,25 @@ mod tests {
         assert!(!budget.is_open() && budget.end().is_none());
         let rule = Rule::of(&limit("a", 100, Algorithm::FixedWindow));
         assert_eq!(store.unwrap().available(&rule), 90);
+    }
+
+    #[test]
+    fn what_is_leased_beyond_a_lowered_limit_goes_back() {
+        let rule = |capacity| Rule::of(&limit("a", capacity, Algorithm::FixedWindow));
+        let (mut budget, mut store) = (Budget::new(rule(100)), None);
+        for _ in 0..8 {
+            assert!(spend(&mut budget, &mut store, 1, at(0)));
+        }
+        // While an ask is on its way, the limit is lowered.
+        budget.want(20);
+        let ask = budget.ask(at(0)).unwrap();
+        budget.set_rule(rule(10));
+        budget.grant(answer(&mut store, &ask, at(0)));
+        let mut admitted = 8;
+        while spend(&mut budget, &mut store, 1, at(0)) {
+            admitted += 1;
+        }
+        assert_eq!(admitted, 10);
     }
 
     #[test]

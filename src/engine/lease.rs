@@ -40,6 +40,19 @@ pub(super) struct LeaseDesk {
     wake: tokio::sync::Notify,
     begun: AtomicU64,
     done: watch::Sender<Done>,
+    waits: AtomicU64,
+    uncertain: AtomicU64,
+}
+
+/// What leases have come to since the process started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseStats {
+    /// Times that the store was asked.
+    pub rounds: u64,
+    /// Times that a check waited for it.
+    pub waits: u64,
+    /// Units that processes before this one had leased and not reported.
+    pub uncertain_units: u64,
 }
 
 /// How far the rounds have come.
@@ -63,6 +76,8 @@ impl LeaseDesk {
             wake: tokio::sync::Notify::new(),
             begun: AtomicU64::new(0),
             done: watch::Sender::new(Done::default()),
+            waits: AtomicU64::new(0),
+            uncertain: AtomicU64::new(0),
         }
     }
 
@@ -120,7 +135,10 @@ impl Engine {
             loop {
                 match attempt() {
                     Ok(done) => return Ok(done),
-                    Err(ticket) => self.leases.served(ticket).await?,
+                    Err(ticket) => {
+                        self.leases.waits.fetch_add(1, Ordering::Relaxed);
+                        self.leases.served(ticket).await?;
+                    }
                 }
             }
         };
@@ -145,6 +163,16 @@ impl Engine {
         }
     }
 
+    /// What leases have come to.
+    #[must_use]
+    pub fn lease_stats(&self) -> LeaseStats {
+        LeaseStats {
+            rounds: self.leases.done.borrow().round,
+            waits: self.leases.waits.load(Ordering::Relaxed),
+            uncertain_units: self.leases.uncertain.load(Ordering::Relaxed),
+        }
+    }
+
     /// Gives back every lease: this process ends.
     pub async fn return_leases(&self) -> Result<(), StoreError> {
         self.lease_round(Asking::Last).await
@@ -154,6 +182,7 @@ impl Engine {
     pub(super) async fn close_dead_leases(&self) -> Result<(), StoreError> {
         let closed = self.store.close_leases(self.leases.incarnation, self.clock.now(), Uncertain::Charge).await?;
         let units = closed.iter().map(|lease| lease.units).fold(0, u64::saturating_add);
+        self.leases.uncertain.store(units, Ordering::Relaxed);
         if units > 0 {
             tracing::warn!(
                 budgets = closed.len(),

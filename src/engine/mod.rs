@@ -41,6 +41,7 @@ pub use import::{ImportOutcome, ImportRow, Rehearsal};
 pub use joint::{Payer, Share};
 pub use key::{KeyPatch, MadeKey, NewKey, RevokedKey};
 pub use key_read::{KeyFilter, KeyView, SelfView};
+pub use lease::LeaseStats;
 pub use load::LoadError;
 pub use meter::{Charge, CreditStatus, Level, LimitStatus, nearest_limit};
 pub use plan::PlanPatch;

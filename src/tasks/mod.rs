@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::{Engine, Error};
+use crate::engine::{Engine, Error, LeaseStats};
 use crate::telemetry::metrics::Metrics;
 
 const RENEW_PERIOD: Duration = Duration::from_secs(15);
@@ -109,5 +109,13 @@ fn observe(engine: &Engine, metrics: &Metrics) {
     metrics.index_keys.set(gauge(keys));
     metrics.index_accounts.set(gauge(accounts));
     metrics.revision.set(revision.number());
+    let LeaseStats { rounds, waits, uncertain_units } = engine.lease_stats();
+    for (counter, total) in [
+        (&metrics.lease_rounds, rounds),
+        (&metrics.lease_waits, waits),
+        (&metrics.lease_uncertain_units, uncertain_units),
+    ] {
+        counter.inc_by(total.saturating_sub(counter.get()));
+    }
     metrics.usage_pending_rows.set(gauge(engine.usage_lag().0));
 }

@@ -32,11 +32,13 @@ async fn grant(connection: &mut SqliteConnection, batch: &LeaseBatch) -> Result<
         let id = ask.budget.as_str();
         // One that is asked for twice goes on from what the first has left.
         let one = answer(ask, after.get(id).or_else(|| before.get(id)).cloned(), batch.now);
-        after.insert(id, one.state.clone());
+        // That time has passed is no news: it would be found out again.
+        if one.granted > 0 || ask.settled.iter().any(|one| one.returned > 0) || after.contains_key(id) {
+            after.insert(id, one.state.clone());
+        }
         leased.push(one);
     }
-    let changed = after.iter().filter(|(id, state)| before.get(**id) != Some(state));
-    let rows: Result<Vec<_>, StoreError> = changed.map(|(id, state)| Ok((*id, encode(state)?))).collect();
+    let rows: Result<Vec<_>, StoreError> = after.iter().map(|(id, state)| Ok((*id, encode(state)?))).collect();
     let rows = rows?;
     for rows in rows.chunks(ROWS_MAX) {
         write_states(connection, rows).await?;

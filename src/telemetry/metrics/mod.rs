@@ -73,6 +73,12 @@ pub struct Metrics {
     pub revision: Gauge,
     /// `tollgate_usage_pending_rows`: rows of usage that wait to be written.
     pub usage_pending_rows: Gauge,
+    /// `tollgate_lease_rounds_total`: times that the store was asked for leases.
+    pub lease_rounds: Counter,
+    /// `tollgate_lease_waits_total`: times that a check waited for a lease.
+    pub lease_waits: Counter,
+    /// `tollgate_lease_uncertain_units_total`: cost units that processes before this one had leased and not reported.
+    pub lease_uncertain_units: Counter,
     /// `tollgate_connections`: open gRPC connections.
     pub connections: Gauge,
     /// `tollgate_requests_shed_total`: requests turned away because too many were under way.
@@ -105,6 +111,9 @@ impl Metrics {
             index_accounts: Gauge::default(),
             revision: Gauge::default(),
             usage_pending_rows: Gauge::default(),
+            lease_rounds: Counter::default(),
+            lease_waits: Counter::default(),
+            lease_uncertain_units: Counter::default(),
             connections: Gauge::default(),
             requests_shed: Counter::default(),
             request_timeouts: Counter::default(),
@@ -160,6 +169,14 @@ impl Metrics {
             self.store_duration.clone(),
         );
         own.register("store_errors", "Failed operations of the store", self.store_errors.clone());
+
+        own.register("lease_rounds", "Times that the store was asked for leases", self.lease_rounds.clone());
+        own.register("lease_waits", "Times that a check waited for a lease", self.lease_waits.clone());
+        own.register(
+            "lease_uncertain_units",
+            "Cost units leased by processes that ended without a word, which count as spent",
+            self.lease_uncertain_units.clone(),
+        );
 
         own.register("connections", "Open gRPC connections", self.connections.clone());
         own.register(
