@@ -4,6 +4,7 @@
 //! whoever finds no round under way goes with all that is queued to the store, and the others wait for that. So there is one
 //! question for each budget at a time, and as many budgets in a transaction as came together while the last one ran.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -21,7 +22,9 @@ use super::{Engine, Error};
 /// How long a check waits for the store.
 const WAIT_MAX: Duration = Duration::from_secs(2);
 /// Asks of one transaction.
-const ASKS_MAX: usize = 10_000;
+const ASKS_MAX: usize = 4_000;
+/// Holders whose leases are looked through in one round beside those who wait, so that nobody waits long for that.
+const TIDIED_MAX: usize = 1_000;
 
 /// Whose budgets want something.
 #[derive(Clone, Debug)]
@@ -36,7 +39,7 @@ pub(super) struct LeaseDesk {
     pub(super) incarnation: Incarnation,
     queue: Mutex<Vec<Holder>>,
     /// Who has something leased, or to tell.
-    open: Mutex<Vec<Holder>>,
+    open: Mutex<VecDeque<Holder>>,
     wake: tokio::sync::Notify,
     begun: AtomicU64,
     done: watch::Sender<Done>,
@@ -152,14 +155,22 @@ impl Engine {
         let mut seconds = tokio::time::interval(Duration::from_secs(1));
         seconds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let mode = tokio::select! {
+            let tidied_max = tokio::select! {
                 biased;
                 () = &mut stop => return,
-                () = self.leases.wake.notified() => Asking::Wanted,
-                _ = seconds.tick() => Asking::Tidy,
+                () = self.leases.wake.notified() => 0,
+                _ = seconds.tick() => lock(&self.leases.open).len(),
             };
-            // That the store fails is in the log; those who wait are told.
-            _ = self.lease_round(mode).await;
+            // Those that come to be open meanwhile have their turn in a second.
+            for tidied in (0..=tidied_max).step_by(TIDIED_MAX) {
+                tokio::select! {
+                    biased;
+                    () = &mut stop => return,
+                    () = std::future::ready(()) => {}
+                }
+                // That the store fails is in the log; those who wait are told.
+                _ = self.lease_round(Asking::Tidy, TIDIED_MAX.min(tidied_max - tidied)).await;
+            }
         }
     }
 
@@ -175,7 +186,8 @@ impl Engine {
 
     /// Gives back every lease: this process ends.
     pub async fn return_leases(&self) -> Result<(), StoreError> {
-        self.lease_round(Asking::Last).await
+        let open = lock(&self.leases.open).len();
+        self.lease_round(Asking::Last, open).await
     }
 
     /// Ends what processes before this one had leased. Called before anything is leased.
@@ -193,26 +205,32 @@ impl Engine {
         Ok(())
     }
 
-    async fn lease_round(&self, mode: Asking) -> Result<(), StoreError> {
-        let (round, mut holders) = self.leases.begin();
-        if mode != Asking::Wanted {
-            let open = std::mem::take(&mut *lock(&self.leases.open));
-            open.iter().for_each(Holder::unlist);
-            holders.extend(open);
-        }
-        holders.sort_unstable_by_key(Holder::place);
-        holders.dedup_by_key(|holder| holder.place());
+    /// Asks for all who are queued, and looks through the leases of so many others.
+    async fn lease_round(&self, mode: Asking, others_max: usize) -> Result<(), StoreError> {
+        let (round, queued) = self.leases.begin();
+        let others: Vec<Holder> = {
+            let mut open = lock(&self.leases.open);
+            let others = others_max.min(open.len());
+            open.drain(..others).collect()
+        };
+        others.iter().for_each(Holder::unlist);
         let now = self.clock.now();
+        let mut holders: Vec<(Holder, Asking)> = others.into_iter().map(|holder| (holder, mode)).collect();
+        holders.extend(queued.into_iter().map(|holder| (holder, Asking::Wanted)));
+        // Of one that is there for both reasons, the one that looks through its leases comes first, and does both.
+        holders.sort_by_key(|(holder, _)| holder.place());
+        holders.dedup_by_key(|(holder, _)| holder.place());
         let mut asked = Vec::new();
         let mut asks = Vec::new();
-        for holder in holders {
-            for (of, ask) in holder.asks(now, mode) {
+        for (holder, mode) in &holders {
+            for (of, ask) in holder.asks(now, *mode) {
                 asked.push((holder.clone(), of));
                 asks.push(ask);
             }
         }
         let result = self.ask_store(&asked, asks, now).await;
-        let open = asked.into_iter().map(|(holder, _)| holder).filter(Holder::list);
+        drop(asked);
+        let open = holders.into_iter().map(|(holder, _)| holder).filter(Holder::list);
         lock(&self.leases.open).extend(open);
         self.leases.end(round, result.is_err());
         result
