@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use crate::ambient::Clock;
-use crate::config::{Config, Database};
+use crate::config::{self, Config, Database};
 use crate::decision::secret::{Brand, Hasher};
 use crate::engine::{Engine, Options, pepper};
-use crate::store::SharedStore;
 use crate::store::metered::MeteredStore;
 use crate::store::sqlite::{OpenMode, SqliteStore};
+use crate::store::{SharedStore, Uncertain};
 use crate::telemetry::metrics::Metrics;
 
 use super::Failure;
@@ -38,6 +38,10 @@ impl Parts {
             brand: Brand::parse(&config.keys.prefix)?,
             hasher,
             key_checks_per_second: u32::try_from(config.check.key_checks_per_second).unwrap_or(u32::MAX),
+            uncertain: match config.limits.uncertain {
+                config::Uncertain::Charge => Uncertain::Charge,
+                config::Uncertain::Refund => Uncertain::Refund,
+            },
         };
         let Database::Sqlite(path) = &config.store.database;
         let store: SharedStore = Arc::new(SqliteStore::open(path, OpenMode::Create).await?);

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::rule::{self, Raw, Rule as _};
-use super::{CheckAuth, Config, LogFormat, MessageFormat};
+use super::{CheckAuth, Config, LogFormat, MessageFormat, Uncertain};
 use crate::domain::Restrictions;
 
 /// A setting.
@@ -87,6 +87,8 @@ const fn bytes(min: usize, max: usize) -> rule::Size {
 
 const CHECK_AUTH: rule::Word<CheckAuth> =
     rule::Word { words: &[("required", CheckAuth::Required), ("off", CheckAuth::Off)] };
+const UNCERTAIN: rule::Word<Uncertain> =
+    rule::Word { words: &[("charge", Uncertain::Charge), ("refund", Uncertain::Refund)] };
 const LOG_FORMAT: rule::Word<LogFormat> =
     rule::Word { words: &[("auto", LogFormat::Auto), ("pretty", LogFormat::Pretty), ("json", LogFormat::Json)] };
 const MESSAGE_FORMAT: rule::Word<MessageFormat> =
@@ -244,6 +246,11 @@ pub const KEYS: &[Key] = &[
     ),
     key!(keys.prefix, rule::KeyPrefix, "What the secrets of new keys begin with, as in `sk_live_…`."),
     key!(keys.pepper_file, rule::File, "The peppers under which secrets are hashed; a secret of its own."),
+    key!(
+        limits.uncertain,
+        UNCERTAIN,
+        "What becomes of units leased by a process that was killed: `charge` keeps every limit, `refund` may exceed it by them."
+    ),
     key!(usage.flush_interval, FLUSH_INTERVAL, "How often usage is written to the store."),
     key!(log.format, LOG_FORMAT, "`auto` is pretty on a terminal and JSON otherwise."),
     key!(log.filter, rule::LogFilter, "Which lines are written: a level, or `target=level` separated by commas."),

@@ -42,6 +42,8 @@ pub struct Config {
     pub edge: Edge,
     /// How keys are made.
     pub keys: Keys,
+    /// How limits are kept.
+    pub limits: Limits,
     /// How usage is recorded.
     pub usage: Usage,
     /// What is written to the log.
@@ -175,6 +177,23 @@ pub struct Keys {
     pub prefix: String,
     /// The peppers under which secrets are hashed.
     pub pepper_file: Option<PathBuf>,
+}
+
+/// How limits are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// What becomes of what a process had leased that ended without a word.
+    pub uncertain: Uncertain,
+}
+
+/// What becomes of units of which nobody knows whether they were spent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Uncertain {
+    /// They count as spent, so no limit is exceeded.
+    #[default]
+    Charge,
+    /// They are given back, so nobody pays for what they did not get.
+    Refund,
 }
 
 /// How usage is recorded.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::domain::{Environment, Time};
-use crate::store::{Incarnation, LeaseAsk, LeaseBatch, Leased, StoreError, Uncertain};
+use crate::store::{Incarnation, LeaseAsk, LeaseBatch, Leased, StoreError};
 
 use super::budget::Asking;
 use super::index::{AccountEntry, KeyEntry};
@@ -192,14 +192,16 @@ impl Engine {
 
     /// Ends what processes before this one had leased. Called before anything is leased.
     pub(super) async fn close_dead_leases(&self) -> Result<(), StoreError> {
-        let closed = self.store.close_leases(self.leases.incarnation, self.clock.now(), Uncertain::Charge).await?;
+        let policy = self.options.uncertain;
+        let closed = self.store.close_leases(self.leases.incarnation, self.clock.now(), policy).await?;
         let units = closed.iter().map(|lease| lease.units).fold(0, u64::saturating_add);
         self.leases.uncertain.store(units, Ordering::Relaxed);
         if units > 0 {
             tracing::warn!(
                 budgets = closed.len(),
                 units,
-                "the process before ended without a word: what it had leased and not reported counts as spent"
+                ?policy,
+                "the process before ended without a word: nobody knows whether it spent what it had leased last"
             );
         }
         Ok(())

@@ -30,7 +30,7 @@ use tokio::sync::watch;
 use crate::ambient::{Clock, random};
 use crate::decision::secret::{Brand, Hasher};
 use crate::domain::Revision;
-use crate::store::{Commit, CommitError, Incarnation, SharedStore, StoreError};
+use crate::store::{Commit, CommitError, Incarnation, SharedStore, StoreError, Uncertain};
 
 pub use account::AccountPatch;
 pub use attempt::Attempt;
@@ -59,11 +59,18 @@ pub struct Options {
     pub hasher: Hasher,
     /// Checks of one key that are allowed in one second; 0: no ceiling.
     pub key_checks_per_second: u32,
+    /// What becomes of leases of processes that ended without a word.
+    pub uncertain: Uncertain,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { brand: Brand::default(), hasher: Hasher::plain(), key_checks_per_second: 0 }
+        Self {
+            brand: Brand::default(),
+            hasher: Hasher::plain(),
+            key_checks_per_second: 0,
+            uncertain: Uncertain::Charge,
+        }
     }
 }
 

@@ -17,8 +17,8 @@ use tollgate::ambient::{Clock, ManualClock};
 use tollgate::domain::{self, Time};
 use tollgate::engine::{Engine, Options};
 use tollgate::proto::v1::*;
-use tollgate::store::SharedStore;
 use tollgate::store::sqlite::{OpenMode, SqliteStore};
+use tollgate::store::{SharedStore, Uncertain};
 use tollgate::tasks;
 use tollgate::telemetry::metrics::Metrics;
 use tollgate::transport::HttpStatuses;
@@ -54,6 +54,7 @@ pub(crate) struct Settings {
     pub(crate) http_statuses: BTreeMap<domain::Verdict, u16>,
     pub(crate) reflection: bool,
     pub(crate) edge: edge::Settings,
+    pub(crate) uncertain: Uncertain,
 }
 
 impl Default for Settings {
@@ -64,6 +65,7 @@ impl Default for Settings {
             http_statuses: BTreeMap::new(),
             reflection: true,
             edge: edge::Settings::default(),
+            uncertain: Uncertain::Charge,
         }
     }
 }
@@ -116,13 +118,13 @@ impl Server {
     }
 
     /// The same where the first one has no time to tidy up.
-    pub(crate) async fn kill(self) -> Self {
+    pub(crate) async fn kill(self, settings: Settings) -> Self {
         let Self { engine, clock, operator_key_id, operator_secret, store, handle, leasing, folder, .. } = self;
         leasing.1.abort();
         handle.shutdown().await;
         store.close().await;
         let clock = (engine.clock().clone(), clock);
-        Self::serve(folder, clock, Settings::default(), Some((operator_key_id, operator_secret))).await
+        Self::serve(folder, clock, settings, Some((operator_key_id, operator_secret))).await
     }
 
     async fn serve(
@@ -131,10 +133,11 @@ impl Server {
         settings: Settings,
         operator: Option<(String, String)>,
     ) -> Self {
-        let Settings { key_checks_per_second, check_needs_caller, http_statuses, reflection, edge } = settings;
+        let Settings { key_checks_per_second, check_needs_caller, http_statuses, reflection, edge, uncertain } =
+            settings;
         let store = SqliteStore::open(&folder.path().join(DATABASE), OpenMode::Create).await.unwrap();
         let store: SharedStore = Arc::new(store);
-        let options = Options { key_checks_per_second, ..Options::default() };
+        let options = Options { key_checks_per_second, uncertain, ..Options::default() };
         let engine = Arc::new(Engine::new(Arc::clone(&store), clock, options));
         engine.load().await.unwrap();
         let (operator_key_id, operator_secret) = if let Some(operator) = operator {

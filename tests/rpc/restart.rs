@@ -1,6 +1,7 @@
 //! What a server answers after a restart, from the store alone.
 
 use tollgate::proto::v1::{Verdict as V, *};
+use tollgate::store::Uncertain;
 
 use crate::check_key::verdicts::requests;
 use crate::harness::{Server, Settings, account, key, limit, of, plan};
@@ -68,7 +69,7 @@ async fn a_process_that_ends_without_a_word_has_spent_what_it_had_leased() {
     for _ in 0..20 {
         assert!(server.check(&made.secret).await.allowed);
     }
-    let server = server.kill().await;
+    let server = server.kill(Settings::default()).await;
     let left = server.ask(CheckKeyRequest { cost: Some(0), ..of(&made.secret) }).await.limits[0].remaining;
     // At least what was admitted is spent, and at most a second's worth more.
     assert!((60..=80).contains(&left), "{left}");
@@ -77,6 +78,18 @@ async fn a_process_that_ends_without_a_word_has_spent_what_it_had_leased() {
         admitted += 1;
     }
     assert_eq!(admitted, left);
+}
+
+#[tokio::test]
+async fn what_nobody_knows_to_be_spent_may_be_given_back() {
+    let server = Server::start().await;
+    let made = server.key(Key { limits: vec![limit("daily", 100, Period::Day)], ..key("k") }).await;
+    for _ in 0..20 {
+        assert!(server.check(&made.secret).await.allowed);
+    }
+    let server = server.kill(Settings { uncertain: Uncertain::Refund, ..Settings::default() }).await;
+    let left = server.ask(CheckKeyRequest { cost: Some(0), ..of(&made.secret) }).await.limits[0].remaining;
+    assert!((80..=100).contains(&left), "{left}");
 }
 
 #[tokio::test]
