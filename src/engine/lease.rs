@@ -158,8 +158,9 @@ impl Engine {
             let tidied_max = tokio::select! {
                 biased;
                 () = &mut stop => return,
-                () = self.leases.wake.notified() => 0,
+                // Before those who wait, of whom there may always be some.
                 _ = seconds.tick() => lock(&self.leases.open).len(),
+                () = self.leases.wake.notified() => 0,
             };
             // Those that come to be open meanwhile have their turn in a second.
             for tidied in (0..=tidied_max).step_by(TIDIED_MAX) {

@@ -177,10 +177,10 @@ impl AccountMeter {
             let budget = BudgetId::of_credits(&terms.account_id, credits.reset_day);
             (AskedFor::Credits(credits.reset_day), lease_ask(budget, ask, &terms))
         };
+        asks.extend(std::mem::take(&mut self.credits_ended).into_iter().map(|(credits, ask)| of_credits(credits, ask)));
         if let Some((credits, budget)) = &mut self.credits {
             asks.extend(mode.of(budget, now).map(|ask| of_credits(*credits, ask)));
         }
-        asks.extend(std::mem::take(&mut self.credits_ended).into_iter().map(|(credits, ask)| of_credits(credits, ask)));
         asks
     }
 
