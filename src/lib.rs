@@ -10,6 +10,7 @@ pub mod config;
 pub mod decision;
 pub mod domain;
 pub mod engine;
+pub mod journal;
 pub mod proto;
 pub mod store;
 pub mod tasks;

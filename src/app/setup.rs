@@ -1,5 +1,6 @@
 //! What every command of the server's side begins with: the store, and the engine on it.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::ambient::Clock;
@@ -42,18 +43,20 @@ impl Parts {
                 config::Uncertain::Charge => Uncertain::Charge,
                 config::Uncertain::Refund => Uncertain::Refund,
             },
+            journal: None,
         };
         let Database::Sqlite(path) = &config.store.database;
+        let options = Options { journal: journal_path(&config.limits.journal, path), ..options };
         let store: SharedStore = Arc::new(SqliteStore::open(path, OpenMode::Create).await?);
         let store: SharedStore = Arc::new(MeteredStore::new(store, clock.clone(), Arc::clone(&metrics)));
         let engine = Arc::new(Engine::new(Arc::clone(&store), clock, options));
         Ok(Self { store, engine, metrics })
     }
 
-    /// The same, with the index filled.
+    /// The same, with the index filled, for a command that serves nobody.
     pub(super) async fn open(config: &Config) -> Result<Self, Failure> {
         let parts = Self::prepare(config).await?;
-        match parts.engine.load().await {
+        match parts.engine.load_index().await {
             Ok(_) => Ok(parts),
             Err(error) => {
                 parts.close().await;
@@ -64,6 +67,14 @@ impl Parts {
 
     pub(super) async fn close(&self) {
         self.store.close().await;
+    }
+}
+
+fn journal_path(setting: &config::Journal, database: &Path) -> Option<PathBuf> {
+    match setting {
+        config::Journal::Auto => Some(database.with_added_extension("spent")),
+        config::Journal::Off => None,
+        config::Journal::At(path) => Some(path.clone()),
     }
 }
 

@@ -247,9 +247,14 @@ pub const KEYS: &[Key] = &[
     key!(keys.prefix, rule::KeyPrefix, "What the secrets of new keys begin with, as in `sk_live_…`."),
     key!(keys.pepper_file, rule::File, "The peppers under which secrets are hashed; a secret of its own."),
     key!(
+        limits.journal,
+        rule::JournalPlace,
+        "Where a process keeps what it spends, so that nothing is lost if it is killed. On a disk of this machine."
+    ),
+    key!(
         limits.uncertain,
         UNCERTAIN,
-        "What becomes of units leased by a process that was killed: `charge` keeps every limit, `refund` may exceed it by them."
+        "What becomes of units leased by a process that was killed, where no journal tells: `charge` keeps every limit, `refund` may exceed it by them."
     ),
     key!(usage.flush_interval, FLUSH_INTERVAL, "How often usage is written to the store."),
     key!(log.format, LOG_FORMAT, "`auto` is pretty on a terminal and JSON otherwise."),

@@ -180,10 +180,24 @@ pub struct Keys {
 }
 
 /// How limits are kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
+    /// Where a process keeps what it spends for the case that it is killed.
+    pub journal: Journal,
     /// What becomes of what a process had leased that ended without a word.
     pub uncertain: Uncertain,
+}
+
+/// Where a process keeps what it spends and counts, for the case that it is killed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Journal {
+    /// In a file beside the database.
+    #[default]
+    Auto,
+    /// Nowhere.
+    Off,
+    /// In this file.
+    At(PathBuf),
 }
 
 /// What becomes of units of which nobody knows whether they were spent.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
-use super::Database;
+use super::{Database, Journal};
 use crate::domain::{Verdict, shown};
 
 /// A value as its source gives it.
@@ -248,6 +248,33 @@ impl Rule for File {
 
     fn show(&self, value: &Option<PathBuf>) -> Option<String> {
         value.as_ref().map(|path| quoted(&path.to_string_lossy()))
+    }
+}
+
+/// Where a journal is kept.
+pub(super) struct JournalPlace;
+
+impl Rule for JournalPlace {
+    type Value = Journal;
+
+    fn read(&self, raw: &Raw<'_>) -> Option<Journal> {
+        match File.read(raw)?? {
+            path if path.as_os_str() == "auto" => Some(Journal::Auto),
+            path if path.as_os_str() == "off" => Some(Journal::Off),
+            path => Some(Journal::At(path)),
+        }
+    }
+
+    fn allowed(&self) -> String {
+        "`auto` for beside the database, `off`, or the path of a file".into()
+    }
+
+    fn show(&self, value: &Journal) -> Option<String> {
+        Some(match value {
+            Journal::Auto => quoted("auto"),
+            Journal::Off => quoted("off"),
+            Journal::At(path) => quoted(&path.to_string_lossy()),
+        })
     }
 }
 

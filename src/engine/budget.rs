@@ -9,7 +9,8 @@
 
 use crate::decision::quota::{Rule, Slot, State};
 use crate::domain::{Limit, Time, TimeZone};
-use crate::store::{Leased, Settled};
+use crate::journal::{Journal, SpendCell};
+use crate::store::{Cell, Leased, Settled};
 
 /// One limit of one subject.
 #[derive(Debug)]
@@ -18,8 +19,8 @@ pub(super) struct Budget {
     /// What the store said last. Absent before it was asked.
     ledger: Option<State>,
     lease: Lease,
-    /// What became of earlier leases, and is still to be told to the store. One for each slot.
-    settled: Vec<Settled>,
+    /// What became of leases, and is still to be told to the store. One for each lease.
+    told_next: Vec<Outcome>,
     demand: Demand,
     /// Units that checks wait for, beyond what the lease holds. Set while the budget stands in a queue.
     wanted: Option<u64>,
@@ -32,6 +33,19 @@ struct Lease {
     units: u64,
     /// Units spent and not yet told to the store.
     spent: u64,
+    /// Where what is spent is counted for the case that this process is killed.
+    cell: Option<SpendCell>,
+}
+
+/// What became of units of a lease.
+#[derive(Clone, Copy, Debug)]
+struct Outcome {
+    slot: Slot,
+    cell: Option<SpendCell>,
+    spent: u64,
+    returned: u64,
+    /// Whether that was the last of it, so that its counter may be another's once the store knows.
+    over: bool,
 }
 
 /// How much is spent in a second.
@@ -67,6 +81,30 @@ pub(super) struct Ask {
     pub(super) rule: Rule,
     pub(super) settled: Vec<Settled>,
     pub(super) wanted: u64,
+    /// In which what is spent of the units granted is counted.
+    pub(super) cell: Option<SpendCell>,
+    /// Counters that are free as soon as the store was told.
+    pub(super) freed: Vec<SpendCell>,
+}
+
+impl Ask {
+    fn new(rule: Rule, wanted: u64, cell: Option<SpendCell>, told: Vec<Outcome>) -> Self {
+        let freed = told.iter().filter(|one| one.over).filter_map(|one| one.cell).collect();
+        let settled = told.into_iter().map(Outcome::settled).collect();
+        Self { rule, settled, wanted, cell, freed }
+    }
+
+    /// The counter as the store is told of it.
+    pub(super) fn store_cell(&self) -> Option<Cell> {
+        self.cell.map(|cell| Cell { number: cell.number(), value: cell.value() })
+    }
+}
+
+impl Outcome {
+    fn settled(self) -> Settled {
+        let Self { slot, cell, spent, returned, over: _ } = self;
+        Settled { slot, cell: cell.map(SpendCell::number), spent, returned }
+    }
 }
 
 impl Demand {
@@ -92,8 +130,8 @@ impl Demand {
 
 impl Budget {
     pub(super) fn new(rule: Rule) -> Self {
-        let lease = Lease { slot: Slot::new(i64::MIN), units: 0, spent: 0 };
-        Self { rule, ledger: None, lease, settled: Vec::new(), demand: Demand::default(), wanted: None }
+        let lease = Lease { slot: Slot::new(i64::MIN), units: 0, spent: 0, cell: None };
+        Self { rule, ledger: None, lease, told_next: Vec::new(), demand: Demand::default(), wanted: None }
     }
 
     /// Goes on under a rule of which only the capacity differs: what was spent stays spent. Where it is less, what is leased
@@ -105,12 +143,12 @@ impl Budget {
 
     fn give_back_excess(&mut self) {
         let Some(ledger) = &mut self.ledger else { return };
-        let Lease { slot, units, .. } = self.lease;
+        let Lease { slot, units, cell, .. } = self.lease;
         let excess = ledger.excess(&self.rule).min(units);
         if excess > 0 {
             ledger.give_back(slot, excess);
             self.lease.units = units - excess;
-            self.note_settled(Settled { slot, spent: 0, returned: excess });
+            self.note(Outcome { slot, cell, spent: 0, returned: excess, over: false });
         }
     }
 
@@ -127,26 +165,26 @@ impl Budget {
 
     /// Ends the lease: what was not spent is given back.
     fn settle(&mut self) {
-        let Lease { slot, units, spent } = self.lease;
+        let Lease { slot, units, spent, cell } = self.lease;
         if units > 0
             && let Some(ledger) = &mut self.ledger
         {
             ledger.give_back(slot, units);
         }
-        self.note_settled(Settled { slot, spent, returned: units });
-        self.lease = Lease { slot, units: 0, spent: 0 };
+        self.note(Outcome { slot, cell, spent, returned: units, over: true });
+        self.lease = Lease { slot, units: 0, spent: 0, cell: None };
     }
 
-    fn note_settled(&mut self, new: Settled) {
-        if new.spent == 0 && new.returned == 0 {
-            return;
-        }
-        match self.settled.iter_mut().find(|one| one.slot == new.slot) {
+    fn note(&mut self, new: Outcome) {
+        let number = |outcome: &Outcome| outcome.cell.map(SpendCell::number);
+        match self.told_next.iter_mut().find(|one| one.slot == new.slot && number(one) == number(&new)) {
             Some(one) => {
                 one.spent = one.spent.saturating_add(new.spent);
                 one.returned = one.returned.saturating_add(new.returned);
+                one.over |= new.over;
             }
-            None => self.settled.push(new),
+            None if new.spent == 0 && new.returned == 0 && (new.cell.is_none() || !new.over) => {}
+            None => self.told_next.push(new),
         }
     }
 
@@ -176,6 +214,9 @@ impl Budget {
     pub(super) fn spend(&mut self, units: u64, now: Time) -> bool {
         self.lease.units = self.lease.units.saturating_sub(units);
         self.lease.spent = self.lease.spent.saturating_add(units);
+        if let Some(cell) = self.lease.cell {
+            cell.spend(units);
+        }
         self.demand.spent(units, now);
         let available = self.ledger.as_ref().map_or(0, |ledger| ledger.available(&self.rule));
         let low = self.lease.units < self.demand.a_second(now) / 2;
@@ -189,27 +230,31 @@ impl Budget {
 
     /// What the store is to be asked, if anything. It is then on its way; where no answer comes, what it told is not told again,
     /// because units that went back twice could be spent twice.
-    pub(super) fn ask(&mut self, now: Time) -> Option<Ask> {
+    pub(super) fn ask(&mut self, journal: &Journal, now: Time) -> Option<Ask> {
         let wanted = self.wanted.take()?;
         self.note_spent();
         let available = self.ledger.as_ref().map_or(u64::MAX, |ledger| ledger.available(&self.rule));
         // About a second's worth beside what is waited for, and ever less as the budget runs out.
         let ahead = self.demand.a_second(now).saturating_sub(self.lease.units);
         let ahead = ahead.min(available.saturating_sub(wanted) / 4);
-        let settled = std::mem::take(&mut self.settled);
-        Some(Ask { rule: self.rule, settled, wanted: wanted.saturating_add(ahead) })
+        let wanted = wanted.saturating_add(ahead);
+        // What is leased already stays without one, where there was none when it was.
+        if wanted > 0 && self.lease.cell.is_none() && self.lease.units == 0 {
+            self.lease.cell = journal.spend_cell();
+        }
+        Some(Ask::new(self.rule, wanted, self.lease.cell, std::mem::take(&mut self.told_next)))
     }
 
     /// What is to be told to the store of a lease that is not in use any more.
     pub(super) fn end(&mut self) -> Option<Ask> {
         self.settle();
-        let settled = std::mem::take(&mut self.settled);
-        (!settled.is_empty()).then_some(Ask { rule: self.rule, settled, wanted: 0 })
+        let told = std::mem::take(&mut self.told_next);
+        (!told.is_empty()).then(|| Ask::new(self.rule, 0, None, told))
     }
 
     fn note_spent(&mut self) {
-        let Lease { slot, spent, .. } = self.lease;
-        self.note_settled(Settled { slot, spent, returned: 0 });
+        let Lease { slot, spent, cell, .. } = self.lease;
+        self.note(Outcome { slot, cell, spent, returned: 0, over: false });
         self.lease.spent = 0;
     }
 
@@ -220,21 +265,30 @@ impl Budget {
 
     /// Whether something is leased, or to be told.
     pub(super) fn is_open(&self) -> bool {
-        self.lease.units > 0 || self.lease.spent > 0 || !self.settled.is_empty()
+        self.lease.units > 0 || self.lease.spent > 0 || self.lease.cell.is_some() || !self.told_next.is_empty()
     }
 
-    /// Takes what the store has granted.
-    pub(super) fn grant(&mut self, leased: Leased) {
+    /// Takes what the store has granted, which is counted in `cell`.
+    pub(super) fn grant(&mut self, leased: Leased, cell: Option<SpendCell>) {
         let slot = leased.state.slot();
         let mut ledger = leased.state;
         // What went back since it was asked, the store is told the next time.
-        for one in &self.settled {
+        for one in &self.told_next {
             ledger.give_back(one.slot, one.returned);
         }
         self.ledger = Some(ledger);
         if self.lease.slot != slot {
             self.settle();
             self.lease.slot = slot;
+        }
+        if self.lease.cell.is_none() && leased.granted > 0 {
+            self.lease.cell = cell;
+            // It was another lease's when it was asked for, and goes on being counted in.
+            let number = cell.map(SpendCell::number);
+            self.told_next
+                .iter_mut()
+                .filter(|one| one.cell.map(SpendCell::number) == number)
+                .for_each(|one| one.over = false);
         }
         self.lease.units = self.lease.units.saturating_add(leased.granted);
         // It was asked for before the limit was lowered.
@@ -288,18 +342,18 @@ impl BudgetList {
     }
 
     /// What the store is to be told and asked. What was taken away comes first: it may be there again, and then goes on from there.
-    pub(super) fn asks(&mut self, now: Time, mode: Asking) -> Vec<(Limit, Ask)> {
+    pub(super) fn asks(&mut self, journal: &Journal, now: Time, mode: Asking) -> Vec<(Limit, Ask)> {
         let mut asks = std::mem::take(&mut self.ended);
         for (limit, budget) in &mut self.limits {
-            asks.extend(mode.of(budget, now).map(|ask| (limit.clone(), ask)));
+            asks.extend(mode.of(budget, journal, now).map(|ask| (limit.clone(), ask)));
         }
         asks
     }
 
     /// Takes what the store has granted of the limit that this one is, or was.
-    pub(super) fn grant(&mut self, of: &Limit, leased: Leased) {
+    pub(super) fn grant(&mut self, of: &Limit, leased: Leased, cell: Option<SpendCell>) {
         if let Some((_, budget)) = self.limits.iter_mut().find(|(limit, _)| limit.continues(of)) {
-            budget.grant(leased);
+            budget.grant(leased, cell);
         }
     }
 
@@ -321,10 +375,10 @@ pub(super) enum Asking {
 }
 
 impl Asking {
-    pub(super) fn of(self, budget: &mut Budget, now: Time) -> Option<Ask> {
+    pub(super) fn of(self, budget: &mut Budget, journal: &Journal, now: Time) -> Option<Ask> {
         match self {
             Self::Tidy if budget.is_idle(now) => budget.end(),
-            Self::Wanted | Self::Tidy => budget.ask(now),
+            Self::Wanted | Self::Tidy => budget.ask(journal, now),
             Self::Last => budget.end(),
         }
     }
@@ -359,8 +413,8 @@ mod tests {
         budget.advance(&TimeZone::UTC, now);
         if budget.cover(units) == Cover::Unknown {
             budget.want(units);
-            let ask = budget.ask(now).unwrap();
-            budget.grant(answer(store, &ask, now));
+            let ask = budget.ask(&Journal::default(), now).unwrap();
+            budget.grant(answer(store, &ask, now), None);
         }
         let leased = budget.cover(units) == Cover::Leased;
         if leased {
@@ -420,9 +474,9 @@ mod tests {
         }
         // While an ask is on its way, the limit is lowered.
         budget.want(20);
-        let ask = budget.ask(at(0)).unwrap();
+        let ask = budget.ask(&Journal::default(), at(0)).unwrap();
         budget.set_rule(rule(10));
-        budget.grant(answer(&mut store, &ask, at(0)));
+        budget.grant(answer(&mut store, &ask, at(0)), None);
         let mut admitted = 8;
         while spend(&mut budget, &mut store, 1, at(0)) {
             admitted += 1;
@@ -447,7 +501,7 @@ mod tests {
         assert!(list.is_open(), "what became of the other is to be told");
         let names = |asks: Vec<(Limit, Ask)>| asks.iter().map(|(limit, _)| limit.period).collect::<Vec<_>>();
         // The one that was taken away, the one that went on, and not the new one, of which nothing is leased.
-        assert_eq!(names(list.asks(at(0), Asking::Last)), [Period::Minute, Period::Minute]);
+        assert_eq!(names(list.asks(&Journal::default(), at(0), Asking::Last)), [Period::Minute, Period::Minute]);
         assert!(!list.is_open());
     }
 }

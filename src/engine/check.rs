@@ -9,7 +9,7 @@ use crate::domain::{AccountId, KeyId, Revision, SecretHash, Time, Verdict};
 use super::attempt::Attempt;
 use super::index::{Found, KeyEntry};
 use super::lease::Ticket;
-use super::meter::{Charge, Charged, CreditStatus, KeyMeter, LimitStatus, Wants, charge};
+use super::meter::{Charge, Charged, Counted, CreditStatus, KeyMeter, LimitStatus, Wants, charge};
 use super::{Engine, Error};
 
 /// Most cost units of one check.
@@ -143,7 +143,8 @@ impl Engine {
             if let (Verdict::Allowed, Some(attempt)) = (charge.verdict, check.attempt) {
                 self.attempts.note(entry.id, attempt, self.clock.monotonic());
             }
-            meter.count(charge.verdict, credits, check.request.client_ip, now)
+            let counted = Counted { verdict: charge.verdict, credits, client_ip: check.request.client_ip };
+            meter.count(entry.id, counted, self.journal(), now)
         };
         Charged::Done((charge, queue), wants)
     }

@@ -12,11 +12,12 @@ use std::sync::{Arc, MutexGuard};
 
 use crate::decision::{AccountTerms, account_usable, usable};
 use crate::domain::{AccountId, Environment, KeyId, Time, Verdict};
+use crate::journal::Journal;
 
 use super::check::until_next_second;
 use super::index::{AccountEntry, KeyEntry, KeyMeterGuard};
 use super::lease::{Holder, Ticket};
-use super::meter::{AccountMeter, Budgets as _, Charge, Covers, report};
+use super::meter::{AccountMeter, Budgets as _, Charge, Counted, Covers, report};
 use super::{Engine, Error};
 
 /// Who is charged.
@@ -117,7 +118,7 @@ impl Engine {
         let mut used = Vec::new();
         let charges = bills.iter().map(|bill| {
             let charge = parts.charge(bill, !cover.short, now);
-            if (takes || charge.verdict != Verdict::Allowed) && parts.count(bill, &charge, now) {
+            if (takes || charge.verdict != Verdict::Allowed) && parts.count(bill, &charge, self.journal(), now) {
                 used.extend(bill.key.clone());
             }
             charge
@@ -272,10 +273,13 @@ impl<'a> Parts<'a> {
     }
 
     /// Counts the use of a key. True if it must be put into the queue for the next flush.
-    fn count(&mut self, bill: &Bill, charge: &Charge, now: Time) -> bool {
+    fn count(&mut self, bill: &Bill, charge: &Charge, journal: &Journal, now: Time) -> bool {
         let Some(key) = find_key(&mut self.keys, bill).filter(|_| bill.cost > 0) else { return false };
         let counted = charge.verdict == Verdict::Allowed && charge.credits.is_some();
-        key.meter.meter().count(charge.verdict, if counted { bill.cost } else { 0 }, None, now)
+        let credits = if counted { bill.cost } else { 0 };
+        let counted = Counted { verdict: charge.verdict, credits, client_ip: None };
+        let Some(id) = bill.key.as_ref().map(|key| key.id) else { return false };
+        key.meter.meter().count(id, counted, journal, now)
     }
 }
 

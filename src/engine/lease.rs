@@ -12,11 +12,12 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::domain::{Environment, Time};
-use crate::store::{Incarnation, LeaseAsk, LeaseBatch, Leased, StoreError};
+use crate::journal::{Journal, SpendCell};
+use crate::store::{Incarnation, LeaseBatch, Leased, StoreError};
 
 use super::budget::Asking;
 use super::index::{AccountEntry, KeyEntry};
-use super::meter::{AskedFor, Wants};
+use super::meter::{Asked, AskedFor, Wants};
 use super::{Engine, Error};
 
 /// How long a check waits for the store.
@@ -44,7 +45,7 @@ pub(super) struct LeaseDesk {
     begun: AtomicU64,
     done: watch::Sender<Done>,
     waits: AtomicU64,
-    uncertain: AtomicU64,
+    pub(super) uncertain: AtomicU64,
 }
 
 /// What leases have come to since the process started.
@@ -54,8 +55,10 @@ pub struct LeaseStats {
     pub rounds: u64,
     /// Times that a check waited for it.
     pub waits: u64,
-    /// Units that processes before this one had leased and not reported.
+    /// Units that processes before this one had leased, and of which nobody knows whether they spent them.
     pub uncertain_units: u64,
+    /// Whether what is spent is kept for the case that this process is killed.
+    pub is_journal_on: bool,
 }
 
 /// How far the rounds have come.
@@ -182,6 +185,7 @@ impl Engine {
             rounds: self.leases.done.borrow().round,
             waits: self.leases.waits.load(Ordering::Relaxed),
             uncertain_units: self.leases.uncertain.load(Ordering::Relaxed),
+            is_journal_on: self.journal().is_on(),
         }
     }
 
@@ -189,23 +193,6 @@ impl Engine {
     pub async fn return_leases(&self) -> Result<(), StoreError> {
         let open = lock(&self.leases.open).len();
         self.lease_round(Asking::Last, open).await
-    }
-
-    /// Ends what processes before this one had leased. Called before anything is leased.
-    pub(super) async fn close_dead_leases(&self) -> Result<(), StoreError> {
-        let policy = self.options.uncertain;
-        let closed = self.store.close_leases(self.leases.incarnation, self.clock.now(), policy).await?;
-        let units = closed.iter().map(|lease| lease.units).fold(0, u64::saturating_add);
-        self.leases.uncertain.store(units, Ordering::Relaxed);
-        if units > 0 {
-            tracing::warn!(
-                budgets = closed.len(),
-                units,
-                ?policy,
-                "the process before ended without a word: nobody knows whether it spent what it had leased last"
-            );
-        }
-        Ok(())
     }
 
     /// Asks for all who are queued, and looks through the leases of so many others.
@@ -224,48 +211,54 @@ impl Engine {
         holders.sort_by_key(|(holder, _)| holder.place());
         holders.dedup_by_key(|(holder, _)| holder.place());
         let mut asked = Vec::new();
-        let mut asks = Vec::new();
         for (holder, mode) in &holders {
-            for (of, ask) in holder.asks(now, *mode) {
-                asked.push((holder.clone(), of));
-                asks.push(ask);
-            }
+            asked.extend(holder.asks(self.journal(), now, *mode).into_iter().map(|asked| (holder.clone(), asked)));
         }
-        let result = self.ask_store(&asked, asks, now).await;
-        drop(asked);
+        let result = self.ask_store(asked, now).await;
         let open = holders.into_iter().map(|(holder, _)| holder).filter(Holder::list);
         lock(&self.leases.open).extend(open);
         self.leases.end(round, result.is_err());
         result
     }
 
-    async fn ask_store(&self, asked: &[(Holder, AskedFor)], asks: Vec<LeaseAsk>, now: Time) -> Result<(), StoreError> {
-        let mut asks = asks.into_iter();
-        for asked in asked.chunks(ASKS_MAX) {
-            let asks = asks.by_ref().take(asked.len()).collect();
+    async fn ask_store(&self, asked: Vec<(Holder, Asked)>, now: Time) -> Result<(), StoreError> {
+        let mut asked = asked.into_iter();
+        loop {
+            let part: Vec<(Holder, Asked)> = asked.by_ref().take(ASKS_MAX).collect();
+            if part.is_empty() {
+                return Ok(());
+            }
+            let mut asks = Vec::with_capacity(part.len());
+            let mut waiting = Vec::with_capacity(part.len());
+            for (holder, Asked { of, ask, cell, freed }) in part {
+                asks.push(ask);
+                waiting.push((holder, of, cell, freed));
+            }
             let batch = LeaseBatch { incarnation: self.leases.incarnation, now, asks };
             let result = self.store.lease(&batch).await;
             Self::note_store(&self.writing_fails, result.as_ref().err(), "written");
-            for ((holder, of), leased) in asked.iter().zip(result?) {
-                holder.grant(of, leased);
+            for ((holder, of, cell, freed), leased) in waiting.into_iter().zip(result?) {
+                for cell in freed {
+                    self.journal().free_spend_cell(cell);
+                }
+                holder.grant(&of, leased, cell);
             }
         }
-        Ok(())
     }
 }
 
 impl Holder {
-    fn asks(&self, now: Time, mode: Asking) -> Vec<(AskedFor, LeaseAsk)> {
+    fn asks(&self, journal: &Journal, now: Time, mode: Asking) -> Vec<Asked> {
         match self {
-            Self::Key(entry) => entry.with_meter(|meter| meter.asks(entry.id, now, mode)),
-            Self::Pool(account, environment) => account.meter(*environment).asks(*environment, now, mode),
+            Self::Key(entry) => entry.with_meter(|meter| meter.asks(entry.id, journal, now, mode)),
+            Self::Pool(account, environment) => account.meter(*environment).asks(*environment, journal, now, mode),
         }
     }
 
-    fn grant(&self, of: &AskedFor, leased: Leased) {
+    fn grant(&self, of: &AskedFor, leased: Leased, cell: Option<SpendCell>) {
         match self {
-            Self::Key(entry) => entry.with_meter(|meter| meter.grant(of, leased)),
-            Self::Pool(account, environment) => account.meter(*environment).grant(of, leased),
+            Self::Key(entry) => entry.with_meter(|meter| meter.grant(of, leased, cell)),
+            Self::Pool(account, environment) => account.meter(*environment).grant(of, leased, cell),
         }
     }
 

@@ -27,15 +27,20 @@ pub enum LoadError {
 }
 
 impl Engine {
-    /// Fills the index with all that the store holds. Until it returns, checks of keys that are not there yet would be
-    /// answered UNKNOWN, so nobody may be served before.
+    /// Takes over from the processes before this one, and fills the index. Until it returns, checks of keys that are not there
+    /// yet would be answered UNKNOWN, so nobody may be served before.
     pub async fn load(&self) -> Result<Revision, LoadError> {
+        self.take_over().await?;
+        self.load_index().await
+    }
+
+    /// Fills the index with all that the store holds, for a process that serves nobody.
+    pub async fn load_index(&self) -> Result<Revision, LoadError> {
         let known: Vec<&str> = self.hasher.pepper_ids().collect();
         let used = self.store.pepper_ids().await?;
         if let Some(lost) = used.into_iter().find(|id| !known.contains(&id.as_str())) {
             return Err(PepperError::Lost(lost).into());
         }
-        self.close_dead_leases().await?;
         let _changing = self.changing.lock().await;
         let (sink, mut parts) = mpsc::channel(PARTS_WAITING_MAX);
         let mut orphans = 0;

@@ -10,6 +10,7 @@ use crate::decision::{AccountTerms, Credits};
 use crate::domain::{BudgetId, Environment, KeyId, Limit, Policy, Subject, Time, Verdict};
 
 use super::budget::{Ask, Asking, Budget, BudgetList, BudgetView, Cover};
+use crate::journal::{Journal, SpendCell, UsageCell};
 use crate::store::{LeaseAsk, Leased};
 
 /// What a key has used. Made when it is first checked, because most keys of a large store are asleep.
@@ -17,7 +18,7 @@ use crate::store::{LeaseAsk, Leased};
 pub(super) struct KeyMeter {
     basis: Option<(Arc<Policy>, Arc<AccountTerms>)>,
     pub(super) budgets: BudgetList,
-    usage: Vec<UsageCell>,
+    usage: Vec<Count>,
     last_use: Option<(Time, Option<IpAddr>)>,
     /// Whether it stands in the queue for the next flush.
     queued: bool,
@@ -29,17 +30,38 @@ pub(super) struct KeyMeter {
 
 /// Checks of one hour that ended in one verdict.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct UsageCell {
+pub(super) struct Count {
     pub(super) hour: i64,
     pub(super) verdict: Verdict,
     pub(super) requests: u64,
     pub(super) credits: u64,
+    /// Where the same stands for the case that this process is killed.
+    pub(super) cell: Option<UsageCell>,
+}
+
+impl Count {
+    fn add(&mut self, requests: u64, credits: u64) {
+        self.requests = self.requests.saturating_add(requests);
+        self.credits = self.credits.saturating_add(credits);
+        if let Some(cell) = self.cell {
+            cell.count(self.requests, self.credits);
+        }
+    }
+}
+
+/// A check that is counted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Counted {
+    pub(super) verdict: Verdict,
+    /// Credits that it was charged, in cost units.
+    pub(super) credits: u64,
+    pub(super) client_ip: Option<IpAddr>,
 }
 
 /// What a flush takes out of a meter.
 #[derive(Debug, Default)]
 pub(super) struct Drained {
-    pub(super) usage: Vec<UsageCell>,
+    pub(super) usage: Vec<Count>,
     pub(super) last_use: Option<(Time, Option<IpAddr>)>,
 }
 
@@ -57,15 +79,15 @@ impl KeyMeter {
     }
 
     /// What the store is to be asked and told.
-    pub(super) fn asks(&mut self, id: KeyId, now: Time, mode: Asking) -> Vec<(AskedFor, LeaseAsk)> {
+    pub(super) fn asks(&mut self, id: KeyId, journal: &Journal, now: Time, mode: Asking) -> Vec<Asked> {
         let Some((_, terms)) = self.basis.clone() else { return Vec::new() };
-        limit_asks(self.budgets.asks(now, mode), &Subject::Key(id), &terms)
+        limit_asks(self.budgets.asks(journal, now, mode), &Subject::Key(id), &terms)
     }
 
     /// Takes what the store has granted.
-    pub(super) fn grant(&mut self, of: &AskedFor, leased: Leased) {
+    pub(super) fn grant(&mut self, of: &AskedFor, leased: Leased, cell: Option<SpendCell>) {
         if let AskedFor::Limit(limit) = of {
-            self.budgets.grant(limit, leased);
+            self.budgets.grant(limit, leased, cell);
         }
     }
 
@@ -81,15 +103,17 @@ impl KeyMeter {
         }
     }
 
-    /// Counts a check. True if the meter must be put into the queue for the next flush.
-    pub(super) fn count(&mut self, verdict: Verdict, credits: u64, client_ip: Option<IpAddr>, now: Time) -> bool {
+    /// Counts a check of the key `id`. True if the meter must be put into the queue for the next flush.
+    pub(super) fn count(&mut self, id: KeyId, counted: Counted, journal: &Journal, now: Time) -> bool {
+        let Counted { verdict, credits, client_ip } = counted;
         let hour = now.hour();
-        match self.usage.iter_mut().find(|cell| cell.verdict == verdict && cell.hour == hour) {
-            Some(cell) => {
-                cell.requests = cell.requests.saturating_add(1);
-                cell.credits = cell.credits.saturating_add(credits);
-            }
-            None => self.usage.push(UsageCell { hour, verdict, requests: 1, credits }),
+        if let Some(count) = self.usage.iter_mut().find(|count| count.verdict == verdict && count.hour == hour) {
+            count.add(1, credits);
+        } else {
+            let cell = journal.usage_cell(id, hour, verdict);
+            let mut count = Count { hour, verdict, requests: 0, credits: 0, cell };
+            count.add(1, credits);
+            self.usage.push(count);
         }
         if verdict == Verdict::Allowed {
             self.last_use = Some((now, client_ip));
@@ -169,30 +193,30 @@ impl AccountMeter {
     }
 
     /// What the store is to be asked and told.
-    pub(super) fn asks(&mut self, environment: Environment, now: Time, mode: Asking) -> Vec<(AskedFor, LeaseAsk)> {
+    pub(super) fn asks(&mut self, environment: Environment, journal: &Journal, now: Time, mode: Asking) -> Vec<Asked> {
         let Some(terms) = self.basis.clone() else { return Vec::new() };
         let subject = Subject::Account(terms.account_id.clone(), environment);
-        let mut asks = limit_asks(self.budgets.asks(now, mode), &subject, &terms);
+        let mut asks = limit_asks(self.budgets.asks(journal, now, mode), &subject, &terms);
         let of_credits = |credits: Credits, ask: Ask| {
             let budget = BudgetId::of_credits(&terms.account_id, credits.reset_day);
-            (AskedFor::Credits(credits.reset_day), lease_ask(budget, ask, &terms))
+            Asked::new(AskedFor::Credits(credits.reset_day), budget, ask, &terms)
         };
         asks.extend(std::mem::take(&mut self.credits_ended).into_iter().map(|(credits, ask)| of_credits(credits, ask)));
         if let Some((credits, budget)) = &mut self.credits {
-            asks.extend(mode.of(budget, now).map(|ask| of_credits(*credits, ask)));
+            asks.extend(mode.of(budget, journal, now).map(|ask| of_credits(*credits, ask)));
         }
         asks
     }
 
     /// Takes what the store has granted.
-    pub(super) fn grant(&mut self, of: &AskedFor, leased: Leased) {
+    pub(super) fn grant(&mut self, of: &AskedFor, leased: Leased, cell: Option<SpendCell>) {
         match of {
-            AskedFor::Limit(limit) => self.budgets.grant(limit, leased),
+            AskedFor::Limit(limit) => self.budgets.grant(limit, leased, cell),
             AskedFor::Credits(reset_day) => {
                 if let Some((credits, budget)) = &mut self.credits
                     && credits.reset_day == *reset_day
                 {
-                    budget.grant(leased);
+                    budget.grant(leased, cell);
                 }
             }
         }
@@ -213,17 +237,33 @@ pub(super) enum AskedFor {
     Credits(u8),
 }
 
-fn limit_asks(asks: Vec<(Limit, Ask)>, subject: &Subject, terms: &AccountTerms) -> Vec<(AskedFor, LeaseAsk)> {
-    let ask = |(limit, ask)| {
-        let budget = BudgetId::of_limit(subject, &limit);
-        (AskedFor::Limit(limit), lease_ask(budget, ask, terms))
-    };
-    asks.into_iter().map(ask).collect()
+/// One ask, and what is to be done with the answer.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) of: AskedFor,
+    pub(super) ask: LeaseAsk,
+    /// What is granted is counted in this.
+    pub(super) cell: Option<SpendCell>,
+    /// The store then knows no lease of these any more.
+    pub(super) freed: Vec<SpendCell>,
 }
 
-fn lease_ask(budget: BudgetId, ask: Ask, terms: &AccountTerms) -> LeaseAsk {
-    let Ask { rule, settled, wanted } = ask;
-    LeaseAsk { budget, rule, zone: terms.time_zone.clone(), settled, wanted }
+impl Asked {
+    fn new(of: AskedFor, budget: BudgetId, ask: Ask, terms: &AccountTerms) -> Self {
+        let store_cell = ask.store_cell();
+        let Ask { rule, settled, wanted, cell, freed } = ask;
+        let (account, zone) = (terms.account_id.clone(), terms.time_zone.clone());
+        let ask = LeaseAsk { budget, account, rule, zone, settled, wanted, cell: store_cell };
+        Self { of, ask, cell, freed }
+    }
+}
+
+fn limit_asks(asks: Vec<(Limit, Ask)>, subject: &Subject, terms: &AccountTerms) -> Vec<Asked> {
+    let asked = |(limit, ask)| {
+        let budget = BudgetId::of_limit(subject, &limit);
+        Asked::new(AskedFor::Limit(limit), budget, ask, terms)
+    };
+    asks.into_iter().map(asked).collect()
 }
 
 /// One limit, and what is left of it.

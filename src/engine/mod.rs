@@ -20,8 +20,11 @@ mod load;
 mod meter;
 pub mod pepper;
 mod plan;
+mod recover;
 mod usage;
 
+use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -30,6 +33,7 @@ use tokio::sync::watch;
 use crate::ambient::{Clock, random};
 use crate::decision::secret::{Brand, Hasher};
 use crate::domain::Revision;
+use crate::journal::Journal;
 use crate::store::{Commit, CommitError, Incarnation, SharedStore, StoreError, Uncertain};
 
 pub use account::AccountPatch;
@@ -59,8 +63,10 @@ pub struct Options {
     pub hasher: Hasher,
     /// Checks of one key that are allowed in one second; 0: no ceiling.
     pub key_checks_per_second: u32,
-    /// What becomes of leases of processes that ended without a word.
+    /// What becomes of leases of processes that ended without a word, where nobody knows what they spent.
     pub uncertain: Uncertain,
+    /// Where this process keeps what it spends for the case that it is killed. Absent: nowhere.
+    pub journal: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -70,6 +76,7 @@ impl Default for Options {
             hasher: Hasher::plain(),
             key_checks_per_second: 0,
             uncertain: Uncertain::Charge,
+            journal: None,
         }
     }
 }
@@ -86,6 +93,7 @@ pub struct Engine {
     usage: usage::UsageBuffer,
     attempts: attempt::Attempts,
     leases: lease::LeaseDesk,
+    journal: OnceLock<Journal>,
     /// Held from the first read of a change until it is in the index, so that revisions are applied in their order. Nothing
     /// is put into the index but under it.
     changing: tokio::sync::Mutex<()>,
@@ -110,6 +118,7 @@ impl Engine {
             usage: usage::UsageBuffer::default(),
             attempts: attempt::Attempts::new(),
             leases: lease::LeaseDesk::new(incarnation),
+            journal: OnceLock::new(),
             changing: tokio::sync::Mutex::new(()),
             writing_fails: AtomicBool::new(false),
             reading_fails: AtomicBool::new(false),
@@ -120,6 +129,11 @@ impl Engine {
     #[must_use]
     pub fn index_size(&self) -> (usize, usize, Revision) {
         (self.index.secrets_len(), self.index.accounts_len(), self.index.revision())
+    }
+
+    /// Where what is spent is kept for the case that this process is killed.
+    fn journal(&self) -> &Journal {
+        self.journal.get_or_init(Journal::default)
     }
 
     /// The clock that it goes by.

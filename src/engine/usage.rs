@@ -8,17 +8,18 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::{ToSpan as _, Unit, ZonedRound};
+use sha2::{Digest as _, Sha256};
 
-use crate::ambient::random;
 use crate::domain::{Activity, Environment, KeyId, Time, TimeZone, UsageDelta, Verdict};
-use crate::store::{StoreError, UsageFlush, UsageOf, UsageQuery};
+use crate::journal::UsageCell;
+use crate::store::{Incarnation, StoreError, UsageFlush, UsageOf, UsageQuery};
 
 use super::index::KeyEntry;
 use super::meter::{Drained, KeyMeter};
 use super::{Engine, Error};
 
 /// Most rows of one transaction, so that a change of a key never waits long for the flush before it.
-const FLUSH_ROWS_MAX: usize = 4_000;
+pub(super) const FLUSH_ROWS_MAX: usize = 4_000;
 /// Most rows that the store may answer a report with.
 const REPORT_ROWS_MAX: u32 = 50_000;
 /// Most buckets of an answer.
@@ -35,9 +36,18 @@ pub(super) struct UsageBuffer {
 /// Flushes that were taken out of the meters and are not in the store yet, oldest first.
 #[derive(Debug, Default)]
 struct Flushing {
-    pending: std::collections::VecDeque<UsageFlush>,
+    pending: std::collections::VecDeque<Pending>,
+    /// Of the last flush.
+    number: u64,
     /// What will be complete when they are.
     taken_at: Option<Time>,
+}
+
+/// A flush, and where it stands for the case that this process is killed.
+#[derive(Debug)]
+struct Pending {
+    flush: UsageFlush,
+    cells: Vec<UsageCell>,
 }
 
 impl UsageBuffer {
@@ -70,11 +80,9 @@ impl Engine {
         let entries = self.usage.drain();
         flushing.taken_at = Some(now);
         for chunk in entries.chunks(FLUSH_ROWS_MAX) {
-            match random::uuid_v7(now) {
-                Ok(id) => flushing.pending.push_back(collect(id, chunk, now)),
-                // They stay where they are, and stand in the queue again.
-                Err(_) => chunk.iter().cloned().for_each(|entry| self.usage.enqueue(entry)),
-            }
+            flushing.number += 1;
+            let number = flushing.number;
+            flushing.pending.push_back(collect(flush_id(self.leases.incarnation, number), number, chunk, now));
         }
         written += self.write_pending(&mut flushing).await?;
         Ok(written)
@@ -82,12 +90,14 @@ impl Engine {
 
     async fn write_pending(&self, flushing: &mut Flushing) -> Result<usize, StoreError> {
         let mut written = 0;
-        while let Some(flush) = flushing.pending.front() {
+        while let Some(Pending { flush, .. }) = flushing.pending.front() {
             let result = self.store.record_usage(flush).await;
             Self::note_store(&self.writing_fails, result.as_ref().err(), "written");
             result?;
             written += flush.deltas.len();
-            flushing.pending.pop_front();
+            if let Some(Pending { cells, .. }) = flushing.pending.pop_front() {
+                self.journal().free_usage_cells(cells);
+            }
         }
         if let Some(taken_at) = flushing.taken_at.take() {
             *self.usage.as_of.lock().unwrap_or_else(PoisonError::into_inner) = Some(taken_at);
@@ -136,17 +146,27 @@ impl Engine {
     }
 }
 
+/// What the store knows a flush by: unlike any other of this process or another, and the same whenever it is sent, also by the
+/// process that finds it in the journal of this one.
+pub(super) fn flush_id(incarnation: Incarnation, number: u64) -> [u8; 16] {
+    let hash =
+        Sha256::new_with_prefix("usage").chain_update(incarnation.0).chain_update(number.to_be_bytes()).finalize();
+    hash.first_chunk().copied().unwrap_or_default()
+}
+
 /// Takes out of the meters what they have counted.
-fn collect(id: [u8; 16], entries: &[Arc<KeyEntry>], time: Time) -> UsageFlush {
+fn collect(id: [u8; 16], number: u64, entries: &[Arc<KeyEntry>], time: Time) -> Pending {
     let mut flush = UsageFlush { id, time, deltas: Vec::with_capacity(entries.len()), activities: Vec::new() };
+    let mut cells = Vec::with_capacity(entries.len());
     for entry in entries {
         let Drained { usage, last_use } = entry.with_meter(KeyMeter::drain);
-        flush.deltas.extend(usage.into_iter().map(|cell| UsageDelta {
+        cells.extend(usage.iter().filter_map(|count| count.cell).inspect(|cell| cell.mark(number)));
+        flush.deltas.extend(usage.into_iter().map(|count| UsageDelta {
             key_id: entry.id,
-            hour: cell.hour,
-            verdict: cell.verdict,
-            requests: cell.requests,
-            credits: cell.credits,
+            hour: count.hour,
+            verdict: count.verdict,
+            requests: count.requests,
+            credits: count.credits,
         }));
         flush.activities.extend(last_use.map(|(last_used_time, last_used_ip)| Activity {
             key_id: entry.id,
@@ -154,7 +174,7 @@ fn collect(id: [u8; 16], entries: &[Arc<KeyEntry>], time: Time) -> UsageFlush {
             last_used_ip,
         }));
     }
-    flush
+    Pending { flush, cells }
 }
 
 fn too_large() -> Error {

@@ -1,7 +1,9 @@
 //! Leases: what processes may spend of the budgets that they share.
 
+use std::collections::HashMap;
+
 use crate::decision::quota::{Rule, Slot, State};
-use crate::domain::{BudgetId, Time, TimeZone};
+use crate::domain::{AccountId, BudgetId, Time, TimeZone};
 
 /// A process, from its start to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -23,6 +25,8 @@ pub struct LeaseBatch {
 pub struct LeaseAsk {
     /// Which.
     pub budget: BudgetId,
+    /// Whose keys spend it.
+    pub account: AccountId,
     /// What it is held against now.
     pub rule: Rule,
     /// Where its days and months begin.
@@ -31,13 +35,26 @@ pub struct LeaseAsk {
     pub settled: Vec<Settled>,
     /// Units to be granted, as many of them as there are; 0 asks only how it stands.
     pub wanted: u64,
+    /// The counter in which what is spent of them will be counted.
+    pub cell: Option<Cell>,
 }
 
-/// Units of one slot that are no longer leased.
+/// A counter of the journal of the process that asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cell {
+    /// Its number there.
+    pub number: u32,
+    /// What it stands at, with all that `settled` tells to be spent.
+    pub value: u64,
+}
+
+/// Units of one lease that are no longer leased.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settled {
     /// The slot that they were granted for.
     pub slot: Slot,
+    /// The number of the counter that they were granted with.
+    pub cell: Option<u32>,
     /// Units spent.
     pub spent: u64,
     /// Units that never will be.
@@ -62,13 +79,44 @@ pub enum Uncertain {
     Refund,
 }
 
+/// What is known of the spending of a process that is gone, from its journal.
+#[derive(Clone, Debug)]
+pub struct KnownSpends {
+    /// Which process.
+    pub incarnation: Incarnation,
+    /// What its counters stand at, by their numbers; one that is not named is at 0.
+    pub counters: HashMap<u32, u64>,
+}
+
+/// What became of the leases of processes that are gone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Closed {
+    /// Leases of which it is known what was spent; the rest of them was given back.
+    pub known: usize,
+    /// Those of which it is not.
+    pub uncertain: Vec<ClosedLease>,
+}
+
 /// A lease of a process that is gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClosedLease {
     /// Of which budget.
     pub budget: BudgetId,
+    /// Whose keys spent it.
+    pub account: String,
     /// For which slot.
     pub slot: Slot,
     /// Units of which nobody knows whether they were spent.
+    pub units: u64,
+}
+
+/// Units of which nobody knows whether they were spent, as they were found in one hour.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UncertainRow {
+    /// Of which budget.
+    pub budget: BudgetId,
+    /// Number of the hour since 1970.
+    pub hour: i64,
+    /// Cost units.
     pub units: u64,
 }

@@ -1,13 +1,14 @@
 //! A store that counts how long its operations take.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
 use super::{
-    ClosedLease, Commit, CommitError, Incarnation, KeyQuery, LeaseBatch, Leased, Loaded, SharedStore, Store,
-    StoreError, StoredKey, Uncertain, UsageFlush, UsageQuery,
+    Closed, Commit, CommitError, Incarnation, KeyQuery, KnownSpends, LeaseBatch, Leased, Loaded, SharedStore, Store,
+    StoreError, StoredKey, Uncertain, UncertainRow, UsageFlush, UsageQuery,
 };
 use crate::ambient::Clock;
 use crate::domain::{Account, AccountId, KeyId, Plan, PlanId, Revision, Time, UsageRow};
@@ -112,8 +113,19 @@ impl Store for MeteredStore {
         survivor: Incarnation,
         now: Time,
         policy: Uncertain,
-    ) -> Result<Vec<ClosedLease>, StoreError> {
-        self.read("close_leases", self.inner.close_leases(survivor, now, policy)).await
+        known: Option<&KnownSpends>,
+    ) -> Result<Closed, StoreError> {
+        self.read("close_leases", self.inner.close_leases(survivor, now, policy, known)).await
+    }
+
+    async fn uncertain(
+        &self,
+        account: &AccountId,
+        key: Option<KeyId>,
+        hours: Range<i64>,
+        rows_max: u32,
+    ) -> Result<Vec<UncertainRow>, StoreError> {
+        self.read("uncertain", self.inner.uncertain(account, key, hours, rows_max)).await
     }
 
     async fn pepper_ids(&self) -> Result<Vec<String>, StoreError> {

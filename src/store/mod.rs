@@ -17,6 +17,7 @@ mod lease;
 pub mod metered;
 pub mod sqlite;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -29,7 +30,9 @@ use crate::domain::{
     UsageDelta, UsageRow,
 };
 
-pub use lease::{ClosedLease, Incarnation, LeaseAsk, LeaseBatch, Leased, Settled, Uncertain};
+pub use lease::{
+    Cell, Closed, ClosedLease, Incarnation, KnownSpends, LeaseAsk, LeaseBatch, Leased, Settled, Uncertain, UncertainRow,
+};
 
 /// A store that other parts share.
 pub type SharedStore = Arc<dyn Store>;
@@ -81,13 +84,25 @@ pub trait Store: std::fmt::Debug + Send + Sync {
     /// was never granted before and is never again, whatever happens to the process that got it.
     async fn lease(&self, batch: &LeaseBatch) -> Result<Vec<Leased>, StoreError>;
 
-    /// Ends the leases of all processes but this one, which must be known to be gone. Returns what they had not settled.
+    /// Ends the leases of all processes but this one, which must be known to be gone. What of them was not spent goes back,
+    /// as far as it is known; `policy` says what becomes of the rest.
     async fn close_leases(
         &self,
         survivor: Incarnation,
         now: Time,
         policy: Uncertain,
-    ) -> Result<Vec<ClosedLease>, StoreError>;
+        known: Option<&KnownSpends>,
+    ) -> Result<Closed, StoreError>;
+
+    /// What was found uncertain of an account's budgets, or of those of one of its keys, from hour `start` to before hour `end`; in the
+    /// order of the budgets' names and the hours, at most `rows_max`.
+    async fn uncertain(
+        &self,
+        account: &AccountId,
+        key: Option<KeyId>,
+        hours: Range<i64>,
+        rows_max: u32,
+    ) -> Result<Vec<UncertainRow>, StoreError>;
 
     /// The ids of the peppers that stored secrets were hashed with.
     async fn pepper_ids(&self) -> Result<Vec<String>, StoreError>;

@@ -3,8 +3,8 @@
 //!
 //! | task | does | after a crash |
 //! | --- | --- | --- |
-//! | `flush` | writes usage to the store | what was counted since the last round is lost; nothing counts twice |
-//! | `lease` | asks the store for what checks may spend | what was leased and not reported counts as spent |
+//! | `flush` | writes usage to the store | the next process finds in the journal what was counted since the last round; nothing counts twice |
+//! | `lease` | asks the store for what checks may spend | the next process finds in the journal what was spent; without one, all that was leased counts as spent |
 //! | `renew` | extends the expiry of keys that renew themselves | the next round finds the same keys still due |
 //! | `observe` | sets the gauges of `/metrics` | starts from the state |
 
@@ -109,7 +109,8 @@ fn observe(engine: &Engine, metrics: &Metrics) {
     metrics.index_keys.set(gauge(keys));
     metrics.index_accounts.set(gauge(accounts));
     metrics.revision.set(revision.number());
-    let LeaseStats { rounds, waits, uncertain_units } = engine.lease_stats();
+    let LeaseStats { rounds, waits, uncertain_units, is_journal_on } = engine.lease_stats();
+    metrics.journal_on.set(i64::from(is_journal_on));
     for (counter, total) in [
         (&metrics.lease_rounds, rounds),
         (&metrics.lease_waits, waits),

@@ -41,6 +41,7 @@ pub(crate) const PLAN: &str = "basic";
 /// When every server starts: a Tuesday.
 pub(crate) const START: &str = "2026-03-10T12:00:00Z";
 const DATABASE: &str = "tollgate.db";
+const JOURNAL: &str = "tollgate.db.spent";
 /// Largest message but those of an import.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 64 << 10;
 /// Largest message of an import.
@@ -55,6 +56,7 @@ pub(crate) struct Settings {
     pub(crate) reflection: bool,
     pub(crate) edge: edge::Settings,
     pub(crate) uncertain: Uncertain,
+    pub(crate) journal: bool,
 }
 
 impl Default for Settings {
@@ -66,6 +68,7 @@ impl Default for Settings {
             reflection: true,
             edge: edge::Settings::default(),
             uncertain: Uncertain::Charge,
+            journal: true,
         }
     }
 }
@@ -114,6 +117,8 @@ impl Server {
         engine.return_leases().await.unwrap();
         store.close().await;
         let clock = (engine.clock().clone(), clock);
+        // The journal is in use as long as it lives.
+        drop(engine);
         Self::serve(folder, clock, settings, Some((operator_key_id, operator_secret))).await
     }
 
@@ -121,9 +126,12 @@ impl Server {
     pub(crate) async fn kill(self, settings: Settings) -> Self {
         let Self { engine, clock, operator_key_id, operator_secret, store, handle, leasing, folder, .. } = self;
         leasing.1.abort();
+        assert!(leasing.1.await.unwrap_err().is_cancelled());
         handle.shutdown().await;
         store.close().await;
         let clock = (engine.clock().clone(), clock);
+        // The journal is in use as long as it lives.
+        drop(engine);
         Self::serve(folder, clock, settings, Some((operator_key_id, operator_secret))).await
     }
 
@@ -133,13 +141,14 @@ impl Server {
         settings: Settings,
         operator: Option<(String, String)>,
     ) -> Self {
-        let Settings { key_checks_per_second, check_needs_caller, http_statuses, reflection, edge, uncertain } =
-            settings;
+        let Settings { key_checks_per_second, check_needs_caller, http_statuses, reflection, edge, .. } = settings;
+        let journal = settings.journal.then(|| folder.path().join(JOURNAL));
         let store = SqliteStore::open(&folder.path().join(DATABASE), OpenMode::Create).await.unwrap();
         let store: SharedStore = Arc::new(store);
-        let options = Options { key_checks_per_second, uncertain, ..Options::default() };
+        let options = Options { key_checks_per_second, uncertain: settings.uncertain, journal, ..Options::default() };
         let engine = Arc::new(Engine::new(Arc::clone(&store), clock, options));
         engine.load().await.unwrap();
+        assert_eq!(engine.lease_stats().is_journal_on, settings.journal);
         let (operator_key_id, operator_secret) = if let Some(operator) = operator {
             operator
         } else {

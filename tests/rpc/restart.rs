@@ -61,15 +61,57 @@ async fn what_was_spent_stays_spent() {
     assert_eq!(left(&server.ask(cost(10)).await), (vec![10, 20, 0], 20));
 }
 
+/// As after kill -9.
+#[tokio::test]
+async fn a_process_that_is_killed_loses_nothing() {
+    let server = Server::start().await;
+    server.plan(Plan { monthly_credits: Some(500), ..plan("counted") }).await;
+    server.account(account("acct_counted", "counted")).await;
+    let sliding = Limit { algorithm: Algorithm::SlidingWindow.into(), ..limit("sliding", 100, Period::Hour) };
+    let limits = vec![limit("daily", 60, Period::Day), sliding];
+    let made = server.key(Key { account_id: "acct_counted".to_owned(), limits, ..key("k") }).await;
+    let cost = |cost: i64| CheckKeyRequest { cost: Some(cost), ..of(&made.secret) };
+    let key_id = made.key.as_ref().unwrap().id.clone();
+    let mut server = server;
+    let mut spent = 0;
+    for round in 1..=3 {
+        for _ in 0..5 {
+            assert!(server.ask(cost(round)).await.allowed);
+            spent += round;
+        }
+        assert_eq!(server.ask(cost(99)).await.verdict(), V::RateLimited);
+        if round == 2 {
+            // A part of what was counted is in the store.
+            server.flush().await;
+            assert!(server.ask(cost(1)).await.allowed);
+            spent += 1;
+        }
+        server = server.kill(Settings::default()).await;
+        assert_eq!(server.engine.lease_stats().uncertain_units, 0);
+        let answer = server.ask(cost(0)).await;
+        let left: Vec<i64> = answer.limits.iter().map(|limit| limit.remaining).collect();
+        assert_eq!((left, answer.credits.unwrap().remaining), (vec![60 - spent, 100 - spent], 500 - spent));
+    }
+    server.flush().await;
+    let request = GetUsageRequest { key_id, ..GetUsageRequest::default() };
+    let totals = server.operator.get_usage(request).await.unwrap().totals.unwrap();
+    // 15 and one in between, three for 0 units; three that were refused.
+    assert_eq!((totals.allowed, totals.denied, totals.credits), (19, 3, spent));
+}
+
+fn without_journal() -> Settings {
+    Settings { journal: false, ..Settings::default() }
+}
+
 /// As after kill -9: nobody has said what became of what was leased.
 #[tokio::test]
 async fn a_process_that_ends_without_a_word_has_spent_what_it_had_leased() {
-    let server = Server::start().await;
+    let server = Server::start_with(without_journal()).await;
     let made = server.key(Key { limits: vec![limit("daily", 100, Period::Day)], ..key("k") }).await;
     for _ in 0..20 {
         assert!(server.check(&made.secret).await.allowed);
     }
-    let server = server.kill(Settings::default()).await;
+    let server = server.kill(without_journal()).await;
     let left = server.ask(CheckKeyRequest { cost: Some(0), ..of(&made.secret) }).await.limits[0].remaining;
     // At least what was admitted is spent, and at most a second's worth more.
     assert!((60..=80).contains(&left), "{left}");
@@ -82,12 +124,12 @@ async fn a_process_that_ends_without_a_word_has_spent_what_it_had_leased() {
 
 #[tokio::test]
 async fn what_nobody_knows_to_be_spent_may_be_given_back() {
-    let server = Server::start().await;
+    let server = Server::start_with(without_journal()).await;
     let made = server.key(Key { limits: vec![limit("daily", 100, Period::Day)], ..key("k") }).await;
     for _ in 0..20 {
         assert!(server.check(&made.secret).await.allowed);
     }
-    let server = server.kill(Settings { uncertain: Uncertain::Refund, ..Settings::default() }).await;
+    let server = server.kill(Settings { uncertain: Uncertain::Refund, ..without_journal() }).await;
     let left = server.ask(CheckKeyRequest { cost: Some(0), ..of(&made.secret) }).await.limits[0].remaining;
     assert!((80..=100).contains(&left), "{left}");
 }

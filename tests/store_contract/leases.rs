@@ -2,9 +2,12 @@
 
 use tollgate::decision::quota::{Rule, Slot};
 use tollgate::domain::{
-    AccountId, Algorithm, BudgetId, Environment, Limit, LimitName, Period, Subject, Time, TimeZone,
+    AccountId, Algorithm, BudgetId, Environment, KeyId, Limit, LimitName, Period, Subject, Time, TimeZone,
 };
-use tollgate::store::{Incarnation, LeaseAsk, LeaseBatch, Leased, Settled, SharedStore, Uncertain};
+use tollgate::store::{
+    Cell, ClosedLease, Incarnation, KnownSpends, LeaseAsk, LeaseBatch, Leased, Settled, SharedStore, Uncertain,
+    UncertainRow,
+};
 
 use crate::records::NOW;
 
@@ -19,7 +22,15 @@ fn limit(capacity: u64, algorithm: Algorithm) -> Limit {
 fn ask(account: &str, limit: &Limit, wanted: u64) -> LeaseAsk {
     let subject = Subject::Account(AccountId::parse(account).unwrap(), Environment::Live);
     let budget = BudgetId::of_limit(&subject, limit);
-    LeaseAsk { budget, rule: Rule::of(limit), zone: TimeZone::UTC, settled: vec![], wanted }
+    LeaseAsk {
+        budget,
+        account: AccountId::parse(account).unwrap(),
+        rule: Rule::of(limit),
+        zone: TimeZone::UTC,
+        settled: vec![],
+        wanted,
+        cell: None,
+    }
 }
 
 async fn lease(store: &SharedStore, incarnation: Incarnation, now: Time, asks: Vec<LeaseAsk>) -> Vec<Leased> {
@@ -31,7 +42,11 @@ async fn one(store: &SharedStore, incarnation: Incarnation, ask: LeaseAsk) -> Le
 }
 
 fn settled(slot: Slot, spent: u64, returned: u64) -> Vec<Settled> {
-    vec![Settled { slot, spent, returned }]
+    vec![Settled { slot, cell: None, spent, returned }]
+}
+
+async fn close(store: &SharedStore, survivor: Incarnation, policy: Uncertain) -> Vec<ClosedLease> {
+    store.close_leases(survivor, NOW, policy, None).await.unwrap().uncertain
 }
 
 pub(crate) async fn no_more_is_leased_than_there_is(store: SharedStore) {
@@ -56,7 +71,7 @@ pub(crate) async fn a_budget_that_is_asked_for_twice_is_one(store: SharedStore) 
     let granted = |leased: Vec<Leased>| leased.iter().map(|leased| leased.granted).collect::<Vec<_>>();
     assert_eq!(granted(lease(&store, FIRST, NOW, asks.clone()).await), [7, 1, 3]);
     assert_eq!(granted(lease(&store, FIRST, NOW, asks).await), [0, 1, 0]);
-    let closed = store.close_leases(SECOND, NOW, Uncertain::Charge).await.unwrap();
+    let closed = close(&store, SECOND, Uncertain::Charge).await;
     assert_eq!(closed.iter().map(|lease| lease.units).collect::<Vec<_>>(), [10, 2]);
 }
 
@@ -78,15 +93,74 @@ pub(crate) async fn leases_of_the_dead_are_charged_or_refunded(store: SharedStor
     let slot = one(&store, FIRST, ask("acct_a", &limit, 8)).await.state.slot();
     one(&store, FIRST, LeaseAsk { settled: settled(slot, 3, 1), ..ask("acct_a", &limit, 0) }).await;
     one(&store, SECOND, ask("acct_a", &limit, 2)).await;
-    let closed = store.close_leases(SECOND, NOW, Uncertain::Charge).await.unwrap();
+    let closed = close(&store, SECOND, Uncertain::Charge).await;
     assert_eq!(closed.iter().map(|lease| (lease.slot, lease.units)).collect::<Vec<_>>(), [(slot, 4)]);
     assert_eq!(closed[0].budget, ask("acct_a", &limit, 0).budget);
-    assert_eq!(store.close_leases(SECOND, NOW, Uncertain::Charge).await.unwrap(), [], "once");
+    assert_eq!(close(&store, SECOND, Uncertain::Charge).await, [], "once");
     // 8 + 2 were granted, and 1 came back.
     assert_eq!(one(&store, THIRD, ask("acct_a", &limit, 99)).await.granted, 1);
-    let closed = store.close_leases(THIRD, NOW, Uncertain::Refund).await.unwrap();
+    let closed = close(&store, THIRD, Uncertain::Refund).await;
     assert_eq!(closed.iter().map(|lease| lease.units).sum::<u64>(), 2);
     assert_eq!(one(&store, THIRD, ask("acct_a", &limit, 99)).await.granted, 2);
+}
+
+/// What a journal tells of the dead.
+pub(crate) async fn leases_of_which_it_is_known_what_was_spent(store: SharedStore) {
+    let limit = limit(20, Algorithm::FixedWindow);
+    let cell = |number: u32, value: u64| Some(Cell { number, value });
+    // The counter was another lease's before, up to 100.
+    let slot = one(&store, FIRST, LeaseAsk { cell: cell(4, 100), ..ask("acct_a", &limit, 8) }).await.state.slot();
+    // 3 were spent, 1 went back, 2 more were granted; then another 2 were spent.
+    let told = vec![Settled { slot, cell: Some(4), spent: 3, returned: 1 }];
+    one(&store, FIRST, LeaseAsk { settled: told, cell: cell(4, 103), ..ask("acct_a", &limit, 2) }).await;
+    // Another lease of the same slot, of which nothing was spent, and one without a counter.
+    one(&store, FIRST, LeaseAsk { cell: cell(5, 0), ..ask("acct_a", &limit, 5) }).await;
+    one(&store, FIRST, ask("acct_a", &limit, 3)).await;
+    // Another process, with the same number.
+    one(&store, SECOND, LeaseAsk { cell: cell(4, 0), ..ask("acct_a", &limit, 1) }).await;
+    let known = KnownSpends { incarnation: FIRST, counters: [(4, 105)].into() };
+    let closed = store.close_leases(THIRD, NOW, Uncertain::Charge, Some(&known)).await.unwrap();
+    let mut uncertain: Vec<u64> = closed.uncertain.iter().map(|lease| lease.units).collect();
+    uncertain.sort_unstable();
+    assert_eq!((closed.known, uncertain), (2, vec![1, 3]));
+    // 20, less the 3 + 2 that were spent and the 3 + 1 that are uncertain.
+    assert_eq!(one(&store, THIRD, ask("acct_a", &limit, 99)).await.granted, 11);
+    let hour = NOW.hour();
+    let account = AccountId::parse("acct_a").unwrap();
+    let rows = store.uncertain(&account, None, hour..hour + 1, 10).await.unwrap();
+    assert_eq!(rows, [UncertainRow { budget: ask("acct_a", &limit, 0).budget, hour, units: 4 }]);
+    assert_eq!(store.uncertain(&account, None, hour + 1..hour + 9, 10).await.unwrap(), []);
+    let other = AccountId::parse("acct_b").unwrap();
+    assert_eq!(store.uncertain(&other, None, hour..hour + 1, 10).await.unwrap(), []);
+}
+
+/// The two do not belong together: more was spent than was leased.
+pub(crate) async fn a_journal_that_tells_too_much_gives_nothing_back(store: SharedStore) {
+    let limit = limit(10, Algorithm::FixedWindow);
+    one(&store, FIRST, LeaseAsk { cell: Some(Cell { number: 1, value: 50 }), ..ask("acct_a", &limit, 8) }).await;
+    for counter in [59, 49] {
+        let known = KnownSpends { incarnation: FIRST, counters: [(1, counter)].into() };
+        store.close_leases(THIRD, NOW, Uncertain::Charge, Some(&known)).await.unwrap();
+    }
+    assert_eq!(one(&store, THIRD, ask("acct_a", &limit, 99)).await.granted, 2);
+}
+
+pub(crate) async fn what_is_uncertain_of_one_key(store: SharedStore) {
+    let limit = limit(10, Algorithm::FixedWindow);
+    let account = AccountId::parse("acct_a").unwrap();
+    let keys = [1, 2].map(|byte| KeyId::from_bytes([byte; 16]));
+    for key in keys {
+        let budget = BudgetId::of_limit(&Subject::Key(key), &limit);
+        one(&store, FIRST, LeaseAsk { budget, ..ask("acct_a", &limit, 4) }).await;
+    }
+    close(&store, SECOND, Uncertain::Charge).await;
+    let hour = NOW.hour();
+    for key in keys {
+        let rows = store.uncertain(&account, Some(key), hour..hour + 1, 10).await.unwrap();
+        let budget = BudgetId::of_limit(&Subject::Key(key), &limit);
+        assert_eq!(rows, [UncertainRow { budget, hour, units: 4 }]);
+    }
+    assert_eq!(store.uncertain(&account, None, hour..hour + 1, 10).await.unwrap().len(), 2);
 }
 
 pub(crate) async fn a_large_batch_of_leases(store: SharedStore) {
@@ -97,7 +171,7 @@ pub(crate) async fn a_large_batch_of_leases(store: SharedStore) {
     let slot = leased[0].state.slot();
     let asks = asks.into_iter().map(|ask| LeaseAsk { settled: settled(slot, 1, 3), wanted: 99, ..ask }).collect();
     assert!(lease(&store, FIRST, NOW, asks).await.iter().all(|leased| leased.granted == 9));
-    let closed = store.close_leases(SECOND, NOW, Uncertain::Charge).await.unwrap();
+    let closed = close(&store, SECOND, Uncertain::Charge).await;
     assert_eq!((closed.len(), closed.iter().map(|lease| lease.units).sum::<u64>()), (5_000, 45_000));
 }
 

@@ -1,15 +1,19 @@
 //! Leases. The arithmetic is `decision::quota`'s; here it is given the states, and what comes of it is written down.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 
+use sqlx::sqlite::{SqlitePool, SqliteRow};
 use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection};
 
 use super::writer::Writer;
 use crate::decision::quota::{Slot, State};
-use crate::domain::{BudgetId, Time};
-use crate::store::{ClosedLease, Incarnation, LeaseAsk, LeaseBatch, Leased, StoreError, Uncertain};
+use crate::domain::{AccountId, BudgetId, KeyId, Time};
+use crate::store::{
+    Closed, ClosedLease, Incarnation, KnownSpends, LeaseAsk, LeaseBatch, Leased, StoreError, Uncertain, UncertainRow,
+};
 
-/// Rows of one statement: few enough for SQLite's 32,766 parameters at four each.
+/// Rows of one statement: few enough for SQLite's 32,766 parameters at eight each.
 const ROWS_MAX: usize = 2_000;
 
 pub(super) async fn lease(writer: &Writer, batch: &LeaseBatch) -> Result<Vec<Leased>, StoreError> {
@@ -43,19 +47,43 @@ async fn grant(connection: &mut SqliteConnection, batch: &LeaseBatch) -> Result<
     for rows in rows.chunks(ROWS_MAX) {
         write_states(connection, rows).await?;
     }
-    let mut moved: BTreeMap<(&str, i64), i64> = BTreeMap::new();
+    let mut moved: BTreeMap<LeaseKey<'_>, Move<'_>> = BTreeMap::new();
     for (ask, leased) in batch.asks.iter().zip(&leased) {
-        for (slot, units) in moves(ask, leased) {
-            let sum = moved.entry((ask.budget.as_str(), slot.number())).or_default();
-            *sum = sum.saturating_add(units);
+        for (slot, cell, change) in moves(ask, leased) {
+            moved.entry((ask.budget.as_str(), slot.number(), cell)).or_default().add(change);
         }
     }
-    let moved: Vec<_> =
-        moved.into_iter().filter(|(_, units)| *units != 0).map(|((id, slot), units)| (id, slot, units)).collect();
+    let moved: Vec<_> = moved.into_iter().filter(|(_, change)| change.units != 0 || change.settled != 0).collect();
     for rows in moved.chunks(ROWS_MAX) {
         move_leases(connection, batch.incarnation, rows).await?;
     }
     Ok(leased)
+}
+
+/// Which lease of a process: the budget, the slot and the number of the counter.
+type LeaseKey<'a> = (&'a str, i64, i64);
+
+/// In the place of a counter's number where there is none.
+const NO_CELL: i64 = -1;
+
+/// How a lease changes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Move<'a> {
+    /// What is added to its units, or, below 0, is no longer leased.
+    units: i64,
+    /// What of that was spent.
+    settled: i64,
+    /// What its counter stands at less that, should it be new.
+    base: i64,
+    account: &'a str,
+}
+
+impl Move<'_> {
+    fn add(&mut self, other: Self) {
+        self.units = self.units.saturating_add(other.units);
+        self.settled = self.settled.saturating_add(other.settled);
+        (self.base, self.account) = (other.base, other.account);
+    }
 }
 
 /// What one ask makes of a budget.
@@ -70,11 +98,19 @@ fn answer(ask: &LeaseAsk, before: Option<State>, now: Time) -> Leased {
     Leased { granted, state }
 }
 
-/// How the leases of a budget change: what is added to those of a slot, or, below 0, is no longer leased.
-fn moves<'a>(ask: &'a LeaseAsk, leased: &Leased) -> impl Iterator<Item = (Slot, i64)> + use<'a> {
+/// How the leases of a budget change. What is granted comes last, so that its counter is what a new lease begins with.
+fn moves<'a>(ask: &'a LeaseAsk, leased: &Leased) -> impl Iterator<Item = (Slot, i64, Move<'a>)> + use<'a> {
     let signed = |units: u64| i64::try_from(units).unwrap_or(i64::MAX);
-    let granted = (leased.state.slot(), signed(leased.granted));
-    let settled = ask.settled.iter().map(move |one| (one.slot, -signed(one.spent.saturating_add(one.returned))));
+    let number = |cell: Option<u32>| cell.map_or(NO_CELL, i64::from);
+    let (slot, cell, account) = (leased.state.slot(), ask.cell.map(|cell| cell.number), ask.account.as_str());
+    let told = ask.settled.iter().filter(|one| one.slot == slot && one.cell == cell).map(|one| one.spent);
+    let value = ask.cell.map_or(0, |cell| cell.value);
+    let base = value.wrapping_sub(told.fold(0, u64::saturating_add)).cast_signed();
+    let granted = (slot, number(cell), Move { units: signed(leased.granted), settled: 0, base, account });
+    let settled = ask.settled.iter().map(move |one| {
+        let units = -signed(one.spent.saturating_add(one.returned));
+        (one.slot, number(one.cell), Move { units, settled: signed(one.spent), base: 0, account })
+    });
     settled.chain([granted])
 }
 
@@ -111,23 +147,32 @@ async fn write_states(connection: &mut SqliteConnection, rows: &[(&str, String)]
 async fn move_leases(
     connection: &mut SqliteConnection,
     incarnation: Incarnation,
-    rows: &[(&str, i64, i64)],
+    rows: &[(LeaseKey<'_>, Move<'_>)],
 ) -> Result<(), StoreError> {
-    let (more, less): (Vec<_>, Vec<_>) = rows.iter().copied().partition(|(_, _, units)| *units > 0);
+    let (more, less): (Vec<_>, Vec<_>) = rows.iter().copied().partition(|(_, change)| change.units > 0);
     if !more.is_empty() {
-        let mut query = QueryBuilder::<Sqlite>::new("INSERT INTO leases (incarnation, budget, slot, units) ");
-        query.push_values(more, |mut row, (budget, slot, units)| {
-            row.push_bind(incarnation.0.as_slice()).push_bind(budget).push_bind(slot).push_bind(units);
+        let mut query = QueryBuilder::<Sqlite>::new(
+            "INSERT INTO leases (incarnation, budget, slot, cell, units, settled, base, account) ",
+        );
+        query.push_values(more, |mut row, ((budget, slot, cell), change)| {
+            row.push_bind(incarnation.0.as_slice()).push_bind(budget).push_bind(slot).push_bind(cell);
+            row.push_bind(change.units).push_bind(change.settled).push_bind(change.base).push_bind(change.account);
         });
-        query.push(" ON CONFLICT (incarnation, budget, slot) DO UPDATE SET units = units + excluded.units");
+        query.push(
+            " ON CONFLICT (incarnation, budget, slot, cell)
+              DO UPDATE SET units = units + excluded.units, settled = settled + excluded.settled",
+        );
         query.build().persistent(false).execute(&mut *connection).await?;
     }
     if !less.is_empty() {
-        let mut query = QueryBuilder::<Sqlite>::new("UPDATE leases SET units = max(units + column3, 0) FROM (");
-        query.push_values(less, |mut row, (budget, slot, units)| {
-            row.push_bind(budget).push_bind(slot).push_bind(units);
+        let mut query = QueryBuilder::<Sqlite>::new(
+            "UPDATE leases SET units = max(units + column4, 0), settled = settled + column5 FROM (",
+        );
+        query.push_values(less, |mut row, ((budget, slot, cell), change)| {
+            row.push_bind(budget).push_bind(slot).push_bind(cell);
+            row.push_bind(change.units).push_bind(change.settled);
         });
-        query.push(") WHERE budget = column1 AND slot = column2 AND incarnation = ");
+        query.push(") WHERE budget = column1 AND slot = column2 AND cell = column3 AND incarnation = ");
         query.push_bind(incarnation.0.as_slice());
         query.build().persistent(false).execute(&mut *connection).await?;
         sqlx::query("DELETE FROM leases WHERE units = 0").execute(connection).await?;
@@ -141,9 +186,10 @@ pub(super) async fn close(
     survivor: Incarnation,
     now: Time,
     policy: Uncertain,
-) -> Result<Vec<ClosedLease>, StoreError> {
+    known: Option<&KnownSpends>,
+) -> Result<Closed, StoreError> {
     let mut transaction = writer.begin().await?;
-    match close_all(transaction.connection(), survivor, now, policy).await {
+    match close_all(transaction.connection(), survivor, now, policy, known).await {
         Ok(closed) => transaction.commit().await.map(|()| closed),
         Err(error) => {
             transaction.rollback().await;
@@ -157,47 +203,102 @@ async fn close_all(
     survivor: Incarnation,
     now: Time,
     policy: Uncertain,
-) -> Result<Vec<ClosedLease>, StoreError> {
-    let rows = sqlx::query("SELECT budget, slot, sum(units) FROM leases WHERE incarnation <> $1 GROUP BY budget, slot")
-        .bind(survivor.0.as_slice())
-        .fetch_all(&mut *connection)
-        .await?;
-    let closed: Result<Vec<ClosedLease>, StoreError> = rows
-        .iter()
-        .map(|row| {
-            let units: i64 = row.try_get(2)?;
-            Ok(ClosedLease {
-                budget: BudgetId::stored(row.try_get(0)?),
-                slot: Slot::new(row.try_get(1)?),
-                units: u64::try_from(units).unwrap_or(0),
-            })
-        })
-        .collect();
-    let closed = closed?;
+    known: Option<&KnownSpends>,
+) -> Result<Closed, StoreError> {
+    let rows = sqlx::query(
+        "SELECT incarnation, budget, slot, cell, units, base, settled, account FROM leases WHERE incarnation <> $1",
+    )
+    .bind(survivor.0.as_slice())
+    .fetch_all(&mut *connection)
+    .await?;
+    let mut unspent = Vec::new();
+    let mut closed = Closed::default();
+    for row in &rows {
+        let (lease, spent) = closed_lease(row, known)?;
+        match spent {
+            Some(spent) => {
+                closed.known += 1;
+                unspent.push(ClosedLease { units: lease.units.saturating_sub(spent), ..lease });
+            }
+            None => closed.uncertain.push(lease),
+        }
+    }
+    give_back(connection, &unspent).await?;
     match policy {
-        Uncertain::Charge => note_uncertain(connection, &closed, now).await?,
-        Uncertain::Refund => give_back(connection, &closed).await?,
+        Uncertain::Charge => note_uncertain(connection, &closed.uncertain, now).await?,
+        Uncertain::Refund => give_back(connection, &closed.uncertain).await?,
     }
     sqlx::query("DELETE FROM leases WHERE incarnation <> $1").bind(survivor.0.as_slice()).execute(connection).await?;
     Ok(closed)
 }
 
+/// A lease, and what was spent of its units where that is known.
+fn closed_lease(row: &SqliteRow, known: Option<&KnownSpends>) -> Result<(ClosedLease, Option<u64>), StoreError> {
+    let units: i64 = row.try_get("units")?;
+    let lease = ClosedLease {
+        budget: BudgetId::stored(row.try_get("budget")?),
+        account: row.try_get("account")?,
+        slot: Slot::new(row.try_get("slot")?),
+        units: u64::try_from(units).unwrap_or(0),
+    };
+    let incarnation: &[u8] = row.try_get("incarnation")?;
+    let (base, settled): (i64, i64) = (row.try_get("base")?, row.try_get("settled")?);
+    let cell = u32::try_from(row.try_get::<i64, _>("cell")?).ok();
+    let known = known.filter(|known| known.incarnation.0 == incarnation);
+    let spent = known.zip(cell).map(|(known, cell)| {
+        let counter = known.counters.get(&cell).copied().unwrap_or(0);
+        // More than there was, where the two do not belong together: then all of it is gone.
+        counter.wrapping_sub(base.cast_unsigned()).wrapping_sub(settled.cast_unsigned())
+    });
+    Ok((lease, spent))
+}
+
 async fn note_uncertain(
     connection: &mut SqliteConnection,
-    closed: &[ClosedLease],
+    uncertain: &[ClosedLease],
     now: Time,
 ) -> Result<(), StoreError> {
-    for leases in closed.chunks(ROWS_MAX) {
-        let mut query = QueryBuilder::<Sqlite>::new("INSERT INTO uncertain_hourly (budget, hour, units) ");
-        query.push_values(leases, |mut row, lease| {
-            row.push_bind(lease.budget.as_str())
-                .push_bind(now.hour())
-                .push_bind(i64::try_from(lease.units).unwrap_or(i64::MAX));
+    let mut sums: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+    for lease in uncertain {
+        let sum = sums.entry((&lease.account, lease.budget.as_str())).or_default();
+        *sum = sum.saturating_add(lease.units);
+    }
+    let sums: Vec<_> = sums.into_iter().collect();
+    for sums in sums.chunks(ROWS_MAX) {
+        let mut query = QueryBuilder::<Sqlite>::new("INSERT INTO uncertain_hourly (account, budget, hour, units) ");
+        query.push_values(sums, |mut row, ((account, budget), units)| {
+            row.push_bind(*account).push_bind(*budget).push_bind(now.hour());
+            row.push_bind(i64::try_from(*units).unwrap_or(i64::MAX));
         });
-        query.push(" ON CONFLICT (budget, hour) DO UPDATE SET units = units + excluded.units");
+        query.push(" ON CONFLICT (account, budget, hour) DO UPDATE SET units = units + excluded.units");
         query.build().persistent(false).execute(&mut *connection).await?;
     }
     Ok(())
+}
+
+/// What was found uncertain of an account's budgets, or of those of one of its keys.
+pub(super) async fn uncertain(
+    readers: &SqlitePool,
+    account: &AccountId,
+    key: Option<KeyId>,
+    hours: Range<i64>,
+    rows_max: u32,
+) -> Result<Vec<UncertainRow>, StoreError> {
+    let mut query = QueryBuilder::<Sqlite>::new("SELECT budget, hour, units FROM uncertain_hourly WHERE account = ");
+    query.push_bind(account.as_str()).push(" AND hour >= ").push_bind(hours.start);
+    query.push(" AND hour < ").push_bind(hours.end);
+    if let Some(key) = key {
+        // `0` comes after `/`: what begins with the key and a `/`.
+        query.push(" AND budget > ").push_bind(format!("{key}/")).push(" AND budget < ").push_bind(format!("{key}0"));
+    }
+    query.push(" ORDER BY budget, hour LIMIT ").push_bind(rows_max);
+    let rows = query.build().fetch_all(readers).await?;
+    rows.iter()
+        .map(|row| {
+            let (budget, hour, units): (String, i64, i64) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+            Ok(UncertainRow { budget: BudgetId::stored(budget), hour, units: u64::try_from(units).unwrap_or(0) })
+        })
+        .collect()
 }
 
 async fn give_back(connection: &mut SqliteConnection, closed: &[ClosedLease]) -> Result<(), StoreError> {

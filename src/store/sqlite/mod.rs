@@ -21,6 +21,7 @@ mod usage;
 mod writer;
 
 use std::fmt;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -35,8 +36,8 @@ pub use open::OpenMode;
 use self::lock::Lock;
 use self::writer::Writer;
 use super::{
-    ClosedLease, Commit, CommitError, Incarnation, KeyQuery, LeaseBatch, Leased, Loaded, Store, StoreError, StoredKey,
-    Uncertain, UsageFlush, UsageQuery,
+    Closed, Commit, CommitError, Incarnation, KeyQuery, KnownSpends, LeaseBatch, Leased, Loaded, Store, StoreError,
+    StoredKey, Uncertain, UncertainRow, UsageFlush, UsageQuery,
 };
 use crate::domain::{Account, AccountId, KeyId, Plan, PlanId, Revision, Time, UsageRow};
 
@@ -139,8 +140,19 @@ impl Store for SqliteStore {
         survivor: Incarnation,
         now: Time,
         policy: Uncertain,
-    ) -> Result<Vec<ClosedLease>, StoreError> {
-        leases::close(&self.writer, survivor, now, policy).await
+        known: Option<&KnownSpends>,
+    ) -> Result<Closed, StoreError> {
+        leases::close(&self.writer, survivor, now, policy, known).await
+    }
+
+    async fn uncertain(
+        &self,
+        account: &AccountId,
+        key: Option<KeyId>,
+        hours: Range<i64>,
+        rows_max: u32,
+    ) -> Result<Vec<UncertainRow>, StoreError> {
+        leases::uncertain(&self.readers, account, key, hours, rows_max).await
     }
 
     async fn pepper_ids(&self) -> Result<Vec<String>, StoreError> {

@@ -79,6 +79,8 @@ pub struct Metrics {
     pub lease_waits: Counter,
     /// `tollgate_lease_uncertain_units_total`: cost units that processes before this one had leased and not reported.
     pub lease_uncertain_units: Counter,
+    /// `tollgate_journal_on`: 1 where what is spent is kept for the case that this process is killed.
+    pub journal_on: Gauge,
     /// `tollgate_connections`: open gRPC connections.
     pub connections: Gauge,
     /// `tollgate_requests_shed_total`: requests turned away because too many were under way.
@@ -114,6 +116,7 @@ impl Metrics {
             lease_rounds: Counter::default(),
             lease_waits: Counter::default(),
             lease_uncertain_units: Counter::default(),
+            journal_on: Gauge::default(),
             connections: Gauge::default(),
             requests_shed: Counter::default(),
             request_timeouts: Counter::default(),
@@ -174,8 +177,14 @@ impl Metrics {
         own.register("lease_waits", "Times that a check waited for a lease", self.lease_waits.clone());
         own.register(
             "lease_uncertain_units",
-            "Cost units leased by processes that ended without a word, which count as spent",
+            "Cost units leased by processes that ended without a word, of which nobody knows whether they were spent",
             self.lease_uncertain_units.clone(),
+        );
+
+        own.register(
+            "journal_on",
+            "1 where nothing is lost or uncertain if this process is killed, 0 where no journal can be kept",
+            self.journal_on.clone(),
         );
 
         own.register("connections", "Open gRPC connections", self.connections.clone());
