@@ -1,6 +1,7 @@
 //! A store that hands out what it was made with, grants leases, and keeps nothing else.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -8,8 +9,8 @@ use tokio::sync::mpsc;
 use tollgate::decision::quota::State;
 use tollgate::domain::{Account, AccountId, KeyId, Plan, PlanId, Revision, Time, UsageRow};
 use tollgate::store::{
-    ClosedLease, Commit, CommitError, Incarnation, KeyQuery, LeaseBatch, Leased, Loaded, Store, StoreError, StoredKey,
-    Uncertain, UsageFlush, UsageQuery,
+    Closed, Commit, CommitError, Incarnation, KeyQuery, KnownSpends, LeaseBatch, Leased, Loaded, Store, StoreError,
+    StoredKey, Uncertain, UncertainRow, UsageFlush, UsageQuery,
 };
 
 #[derive(Debug)]
@@ -88,7 +89,23 @@ impl Store for MemoryStore {
         Ok(batch.asks.iter().map(grant).collect())
     }
 
-    async fn close_leases(&self, _: Incarnation, _: Time, _: Uncertain) -> Result<Vec<ClosedLease>, StoreError> {
+    async fn close_leases(
+        &self,
+        _: Incarnation,
+        _: Time,
+        _: Uncertain,
+        _: Option<&KnownSpends>,
+    ) -> Result<Closed, StoreError> {
+        Ok(Closed::default())
+    }
+
+    async fn uncertain(
+        &self,
+        _: &AccountId,
+        _: Option<KeyId>,
+        _: Range<i64>,
+        _: u32,
+    ) -> Result<Vec<UncertainRow>, StoreError> {
         Ok(Vec::new())
     }
 

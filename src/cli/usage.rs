@@ -68,6 +68,16 @@ fn show(usage: &GetUsageResponse) -> Outcome {
         rows.add(row(totals, "total".into()));
     }
     rows.print()?;
+    if !usage.uncertain.is_empty() {
+        out::say("")?;
+        let mut rows = Rows::new(&["uncertain since", "key", "limit", "units"]);
+        for one in &usage.uncertain {
+            let key = if one.key_id.is_empty() { "-" } else { &one.key_id };
+            rows.add([out::time(one.hour.as_ref()), key.to_owned(), one.budget.clone(), one.units.to_string()]);
+        }
+        rows.print()?;
+        out::note("note: uncertain units count as spent; a server that was killed had leased them");
+    }
     out::note(&format!("note: complete up to {}", out::time(usage.as_of.as_ref())));
     Ok(())
 }

@@ -48,6 +48,21 @@ impl BudgetId {
         Self(text)
     }
 
+    /// Whose it is, and the name of the limit, or `credits`. Absent where the text is none that this version writes.
+    #[must_use]
+    pub fn parse(&self) -> Option<(Subject, &str)> {
+        let (subject, rest) = self.0.split_once('/')?;
+        let (subject, rest) = if let Some(key) = KeyId::parse(subject) {
+            (Subject::Key(key), rest)
+        } else {
+            let (environment, rest) = rest.split_once('/')?;
+            let environment = Environment::parse(environment)?;
+            (Subject::Account(AccountId::parse(subject).ok()?, environment), rest)
+        };
+        let rest = rest.strip_prefix('/').unwrap_or(rest);
+        Some((subject, rest.split_once('/').map_or(rest, |(name, _)| name)))
+    }
+
     /// Its text.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -67,5 +82,34 @@ impl fmt::Display for Subject {
 impl fmt::Display for BudgetId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::LimitName;
+
+    #[test]
+    fn a_budgets_name_tells_whose_it_is_and_of_what() {
+        let limit = |period| Limit {
+            name: LimitName::parse("per-day").unwrap(),
+            capacity: 1,
+            period,
+            algorithm: Algorithm::SlidingWindow,
+        };
+        let account = AccountId::parse("acct_a").unwrap();
+        let subjects = [Subject::Key(KeyId::from_bytes([7; 16])), Subject::Account(account.clone(), Environment::Test)];
+        for subject in subjects {
+            for period in [Period::Minute, Period::Seconds(90)] {
+                let id = BudgetId::of_limit(&subject, &limit(period));
+                assert_eq!(id.parse(), Some((subject.clone(), "per-day")), "{id}");
+            }
+        }
+        let credits = BudgetId::of_credits(&account, 31);
+        assert_eq!(credits.parse(), Some((Subject::Account(account, Environment::Live), "credits")));
+        for other in ["", "key_/a", "acct_a/live", "acct_a/other/a", "a/live/b"] {
+            assert_eq!(BudgetId::stored(other.to_owned()).parse(), None, "{other}");
+        }
     }
 }

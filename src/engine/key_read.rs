@@ -129,6 +129,11 @@ impl Engine {
         let end = time.1.unwrap_or_else(|| self.clock.now().plus_millis(1));
         let start = time.0.unwrap_or_else(|| end.plus_millis(-DEFAULT_MILLIS));
         let span = Span::new(granularity, &account.time_zone, start, end)?;
-        self.report(of, &span, by_key).await
+        let key = match of {
+            UsageOf::Account(_) => None,
+            UsageOf::Key(id) => Some(id),
+        };
+        let uncertain = self.uncertain(&account.id, key, &span).await?;
+        Ok(UsageReport { uncertain, ..self.report(of, &span, by_key).await? })
     }
 }

@@ -5,14 +5,15 @@
 //! store is away costs one cell for each key and verdict.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::{ToSpan as _, Unit, ZonedRound};
 use sha2::{Digest as _, Sha256};
 
-use crate::domain::{Activity, Environment, KeyId, Time, TimeZone, UsageDelta, Verdict};
+use crate::domain::{AccountId, Activity, Environment, KeyId, Time, TimeZone, UsageDelta, Verdict};
 use crate::journal::UsageCell;
-use crate::store::{Incarnation, StoreError, UsageFlush, UsageOf, UsageQuery};
+use crate::store::{Incarnation, StoreError, UncertainRow, UsageFlush, UsageOf, UsageQuery};
 
 use super::index::KeyEntry;
 use super::meter::{Drained, KeyMeter};
@@ -22,6 +23,8 @@ use super::{Engine, Error};
 pub(super) const FLUSH_ROWS_MAX: usize = 4_000;
 /// Most rows that the store may answer a report with.
 const REPORT_ROWS_MAX: u32 = 50_000;
+/// Most budgets and hours in which something was uncertain.
+const UNCERTAIN_ROWS_MAX: u32 = 1_000;
 /// Most buckets of an answer.
 const BUCKETS_MAX: usize = 10_000;
 
@@ -119,7 +122,7 @@ impl Engine {
         if rows.len() >= usize::try_from(REPORT_ROWS_MAX).unwrap_or(usize::MAX) {
             return Err(too_large());
         }
-        let mut report = UsageReport { buckets: Vec::new(), totals: UsageSum::default(), as_of };
+        let mut report = UsageReport { buckets: Vec::new(), totals: UsageSum::default(), as_of, uncertain: Vec::new() };
         for row in rows {
             let Some((start, _)) = span.buckets.get(row.bucket) else { continue };
             let same = |bucket: &UsageBucket| {
@@ -143,6 +146,16 @@ impl Engine {
             return Err(too_large());
         }
         Ok(report)
+    }
+
+    /// What was found uncertain.
+    pub(super) async fn uncertain(
+        &self,
+        account: &AccountId,
+        key: Option<KeyId>,
+        span: &Span,
+    ) -> Result<Vec<UncertainRow>, Error> {
+        self.read(self.store.uncertain(account, key, span.all_hours(), UNCERTAIN_ROWS_MAX)).await
     }
 }
 
@@ -193,6 +206,8 @@ pub struct UsageReport {
     pub totals: UsageSum,
     /// Up to when it is complete.
     pub as_of: Option<Time>,
+    /// Units of which nobody knows whether they were spent.
+    pub uncertain: Vec<UncertainRow>,
 }
 
 /// One hour, day or month.
@@ -296,6 +311,12 @@ impl Span {
             let ends = cursor.as_ref().map_or(Time::MAX, |next| Time::from_millis(next.timestamp().as_millisecond()));
             buckets.push((begins, ends));
         }
+    }
+
+    /// From the first hour of the first bucket to the last one's end.
+    fn all_hours(&self) -> Range<i64> {
+        let hours = self.hours();
+        hours.first().zip(hours.last()).map_or(0..0, |((start, _), (_, end))| *start..*end)
     }
 
     /// The buckets in whole hours since 1970: an hour belongs to the bucket in which it began.

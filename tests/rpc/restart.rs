@@ -4,7 +4,7 @@ use tollgate::proto::v1::{Verdict as V, *};
 use tollgate::store::Uncertain;
 
 use crate::check_key::verdicts::requests;
-use crate::harness::{Server, Settings, account, key, limit, of, plan};
+use crate::harness::{ACCOUNT, OTHER_ACCOUNT, Server, Settings, account, key, limit, of, plan};
 
 fn settings() -> Settings {
     Settings { key_checks_per_second: 1, ..Settings::default() }
@@ -113,8 +113,20 @@ async fn a_process_that_ends_without_a_word_has_spent_what_it_had_leased() {
     }
     let server = server.kill(without_journal()).await;
     let left = server.ask(CheckKeyRequest { cost: Some(0), ..of(&made.secret) }).await.limits[0].remaining;
-    // At least what was admitted is spent, and at most a second's worth more.
+    // At least what was admitted is spent, and at most a second's worth more, of which the report tells.
     assert!((60..=80).contains(&left), "{left}");
+    let key_id = made.key.as_ref().unwrap().id.clone();
+    let of_key = GetUsageRequest { key_id: key_id.clone(), ..GetUsageRequest::default() };
+    let of_account = GetUsageRequest { account_id: ACCOUNT.to_owned(), ..GetUsageRequest::default() };
+    for request in [of_key, of_account] {
+        let report = server.operator.get_usage(request).await.unwrap();
+        let [uncertain] = &report.uncertain[..] else { panic!("{report:?}") };
+        assert_eq!((uncertain.budget.as_str(), &uncertain.key_id), ("daily", &key_id));
+        // What was spent of the last lease had not been told either.
+        assert!((1..=100 - left).contains(&uncertain.units), "{uncertain:?}");
+    }
+    let other = GetUsageRequest { account_id: OTHER_ACCOUNT.to_owned(), ..GetUsageRequest::default() };
+    assert_eq!(server.operator.get_usage(other).await.unwrap().uncertain, []);
     let mut admitted = 0;
     while server.check(&made.secret).await.allowed {
         admitted += 1;

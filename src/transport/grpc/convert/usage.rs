@@ -1,9 +1,9 @@
 //! Usage.
 
-use crate::domain::{Invalid, KeyId, Time};
+use crate::domain::{Invalid, KeyId, Subject, Time};
 use crate::engine::{Error, Granularity, UsageReport, UsageSum};
 use crate::proto::v1;
-use crate::store::UsageOf;
+use crate::store::{UncertainRow, UsageOf};
 
 use super::fields::{Violations, account_id_from, environment_to, known, optional_time_from, timestamp_to};
 use super::limit::units_to;
@@ -54,6 +54,23 @@ pub(in crate::transport::grpc) fn usage_to(report: &UsageReport) -> v1::GetUsage
         buckets: buckets.collect(),
         totals: Some(sum_to(&report.totals)),
         as_of: report.as_of.map(timestamp_to),
+        uncertain: report.uncertain.iter().map(uncertain_to).collect(),
+    }
+}
+
+fn uncertain_to(row: &UncertainRow) -> v1::UncertainUnits {
+    let UncertainRow { budget, hour, units } = row;
+    let hour = Some(timestamp_to(Time::from_millis(hour.saturating_mul(3_600_000))));
+    let common = v1::UncertainUnits { hour, units: units_to(*units), ..v1::UncertainUnits::default() };
+    match budget.parse() {
+        Some((Subject::Key(id), name)) => {
+            v1::UncertainUnits { budget: name.to_owned(), key_id: id.to_string(), ..common }
+        }
+        Some((Subject::Account(_, environment), name)) => {
+            let environment = environment_to(environment).into();
+            v1::UncertainUnits { budget: name.to_owned(), environment, ..common }
+        }
+        None => v1::UncertainUnits { budget: budget.to_string(), ..common },
     }
 }
 
