@@ -7,6 +7,10 @@
 //! - slots never run backwards: where the clock does, the state stays in the latest slot that it has seen, so a window
 //!   that has been spent is never opened again;
 //! - what was granted is forgotten only when its window is over.
+//!
+//! Units can also be granted *ahead*, for the slot after the one that the state is in, so that they are there when it begins.
+//! In a fixed window they are those of the next window. In a sliding one, this slot's window and the next slot's
+//! overlap, and each grant is held against both.
 
 use serde::{Deserialize, Serialize};
 
@@ -69,13 +73,21 @@ enum Inner {
     Fixed {
         window: Window,
         granted: u64,
+        /// What was granted of the window that begins where this one ends.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        ahead: u64,
     },
     Sliding {
         slot_millis: i64,
         newest: i64,
-        /// What each slot granted, oldest first; slots that granted nothing are left out.
+        /// What each slot granted, oldest first, up to the slot after the newest; slots that granted nothing are left out.
         granted: Vec<(i64, u64)>,
     },
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+const fn is_zero(units: &u64) -> bool {
+    *units == 0
 }
 
 /// The stretch of time for which units are granted: a number that only grows.
@@ -102,7 +114,7 @@ impl State {
     #[must_use]
     pub fn new(rule: &Rule, zone: &TimeZone, now: Time) -> Self {
         Self(match rule.motion {
-            Motion::Fixed(calendar) => Inner::Fixed { window: window_at(calendar, zone, now), granted: 0 },
+            Motion::Fixed(calendar) => Inner::Fixed { window: window_at(calendar, zone, now), granted: 0, ahead: 0 },
             Motion::Sliding { slot_millis } => {
                 Inner::Sliding { slot_millis, newest: now.millis().div_euclid(slot_millis), granted: Vec::new() }
             }
@@ -113,19 +125,31 @@ impl State {
     /// that it has reached.
     pub fn advance(&mut self, rule: &Rule, zone: &TimeZone, now: Time) {
         match (&mut self.0, rule.motion) {
-            (Inner::Fixed { window, granted }, Motion::Fixed(calendar)) => {
+            (Inner::Fixed { window, granted, ahead }, Motion::Fixed(calendar)) => {
                 if now >= window.end {
-                    *window = window_at(calendar, zone, now);
-                    *granted = 0;
+                    begin(window_at(calendar, zone, now), window, granted, ahead);
                 }
             }
             (Inner::Sliding { slot_millis, newest, granted }, Motion::Sliding { .. }) => {
-                *newest = now.millis().div_euclid(*slot_millis).max(*newest);
-                let oldest = newest.saturating_sub(SLOTS);
-                granted.retain(|(slot, _)| *slot >= oldest);
+                slide(now.millis().div_euclid(*slot_millis), newest, granted);
             }
             // The limit's movement was changed: what was granted under the other one has no place in this one.
             _ => *self = Self::new(rule, zone, now),
+        }
+    }
+
+    /// Moves on to the slot of another state of the same limit. Does nothing where that is in an earlier one.
+    pub fn catch_up(&mut self, other: &Self) {
+        match (&mut self.0, &other.0) {
+            (Inner::Fixed { window, granted, ahead }, Inner::Fixed { window: later, .. }) => {
+                if later.start > window.start {
+                    begin(*later, window, granted, ahead);
+                }
+            }
+            (Inner::Sliding { newest, granted, .. }, Inner::Sliding { newest: later, .. }) => {
+                slide(*later, newest, granted);
+            }
+            (Inner::Fixed { .. } | Inner::Sliding { .. }, _) => {}
         }
     }
 
@@ -138,38 +162,92 @@ impl State {
         }
     }
 
+    /// The slot after that.
+    #[must_use]
+    pub const fn next_slot(&self) -> Slot {
+        match &self.0 {
+            Inner::Fixed { window, .. } => Slot(window.end.millis()),
+            Inner::Sliding { newest, .. } => Slot(newest.saturating_add(1)),
+        }
+    }
+
+    /// When the slot that it is in begins, and when the next one does.
+    #[must_use]
+    pub const fn bounds(&self) -> Window {
+        match &self.0 {
+            Inner::Fixed { window, .. } => *window,
+            Inner::Sliding { slot_millis, newest, .. } => {
+                let start = Time::from_millis(newest.saturating_mul(*slot_millis));
+                Window { start, end: start.plus_millis(*slot_millis) }
+            }
+        }
+    }
+
     /// Units that may still be granted in this slot.
     #[must_use]
     pub fn available(&self, rule: &Rule) -> u64 {
-        rule.capacity.saturating_sub(self.granted())
+        self.available_beside(rule, 0)
     }
 
-    /// Units granted beyond the capacity, where that was lowered since.
+    /// Units that may still be granted in this slot if so many more were granted ahead.
+    #[must_use]
+    pub fn available_beside(&self, rule: &Rule, ahead: u64) -> u64 {
+        let Granted { here, next } = self.granted();
+        let left = rule.capacity.saturating_sub(here);
+        match &self.0 {
+            Inner::Fixed { .. } => left,
+            Inner::Sliding { .. } => left.min(rule.capacity.saturating_sub(next).saturating_sub(ahead)),
+        }
+    }
+
+    /// Units that may be granted ahead if so many more were granted in this slot.
+    #[must_use]
+    pub fn available_ahead(&self, rule: &Rule, here: u64) -> u64 {
+        let left = rule.capacity.saturating_sub(self.granted().next);
+        match &self.0 {
+            Inner::Fixed { .. } => left,
+            Inner::Sliding { .. } => left.saturating_sub(here),
+        }
+    }
+
+    /// Units granted beyond what may be granted in this slot, where the capacity was lowered since.
     #[must_use]
     pub fn excess(&self, rule: &Rule) -> u64 {
-        self.granted().saturating_sub(rule.capacity)
+        let Granted { here, next } = self.granted();
+        match &self.0 {
+            Inner::Fixed { .. } => here.saturating_sub(rule.capacity),
+            Inner::Sliding { .. } => here.max(next).saturating_sub(rule.capacity),
+        }
     }
 
     /// Grants as many of the units as may be, and returns how many.
     pub fn grant(&mut self, rule: &Rule, wanted: u64) -> u64 {
         let units = wanted.min(self.available(rule));
-        if units > 0 {
-            match &mut self.0 {
-                Inner::Fixed { granted, .. } => *granted = granted.saturating_add(units),
-                Inner::Sliding { newest, granted, .. } => match granted.last_mut() {
-                    Some((slot, sum)) if slot == newest => *sum = sum.saturating_add(units),
-                    Some(_) | None => granted.push((*newest, units)),
-                },
-            }
+        match &mut self.0 {
+            Inner::Fixed { granted, .. } => *granted = granted.saturating_add(units),
+            Inner::Sliding { newest, granted, .. } => add(granted, *newest, units),
         }
         units
     }
 
-    /// Takes back units that were granted in `slot` and not spent. Does nothing where its window is over.
+    /// Grants as many of the units as may be for the slot after this one, and returns how many.
+    pub fn grant_ahead(&mut self, rule: &Rule, wanted: u64) -> u64 {
+        let units = wanted.min(self.available_ahead(rule, 0));
+        match &mut self.0 {
+            Inner::Fixed { ahead, .. } => *ahead = ahead.saturating_add(units),
+            Inner::Sliding { newest, granted, .. } => add(granted, newest.saturating_add(1), units),
+        }
+        units
+    }
+
+    /// Takes back units that were granted for `slot` and not spent. Does nothing where its window is over.
     pub fn give_back(&mut self, slot: Slot, units: u64) {
         match &mut self.0 {
-            Inner::Fixed { window, granted } if window.start.millis() == slot.0 => {
+            Inner::Fixed { window, granted, .. } if window.start.millis() == slot.0 => {
                 *granted = granted.saturating_sub(units);
+            }
+            Inner::Fixed { window, ahead, .. } if window.end.millis() == slot.0 => {
+                *ahead = ahead.saturating_sub(units);
             }
             Inner::Fixed { .. } => {}
             Inner::Sliding { granted, .. } => {
@@ -191,7 +269,8 @@ impl State {
         }
     }
 
-    /// When so many units can be granted if nothing more is granted until then; absent where they exceed the capacity.
+    /// When so many units can be granted if nothing more is granted until then; absent where they exceed the capacity. In a
+    /// fixed window that is when the next one begins, also where some of that one was granted ahead.
     #[must_use]
     pub fn available_at(&self, rule: &Rule, units: u64, now: Time) -> Option<Time> {
         if units > rule.capacity {
@@ -203,7 +282,7 @@ impl State {
         match &self.0 {
             Inner::Fixed { window, .. } => Some(window.end),
             Inner::Sliding { slot_millis, granted, .. } => {
-                let mut left = self.granted();
+                let mut left = granted.iter().map(|(_, sum)| *sum).fold(0, u64::saturating_add);
                 granted.iter().find_map(|(slot, sum)| {
                     left = left.saturating_sub(*sum);
                     (units <= rule.capacity.saturating_sub(left)).then(|| leaves_at(*slot, *slot_millis))
@@ -212,11 +291,50 @@ impl State {
         }
     }
 
-    fn granted(&self) -> u64 {
+    fn granted(&self) -> Granted {
         match &self.0 {
-            Inner::Fixed { granted, .. } => *granted,
-            Inner::Sliding { granted, .. } => granted.iter().map(|(_, sum)| *sum).fold(0, u64::saturating_add),
+            Inner::Fixed { granted, ahead, .. } => Granted { here: *granted, next: *ahead },
+            Inner::Sliding { newest, granted, .. } => {
+                let oldest = newest.saturating_sub(SLOTS);
+                granted.iter().fold(Granted { here: 0, next: 0 }, |Granted { here, next }, (slot, sum)| Granted {
+                    here: here.saturating_add(if slot > newest { 0 } else { *sum }),
+                    next: next.saturating_add(if *slot <= oldest { 0 } else { *sum }),
+                })
+            }
         }
+    }
+}
+
+/// Units granted in the window of the slot that a state is in, and in the window of the slot after it.
+#[derive(Clone, Copy, Debug)]
+struct Granted {
+    here: u64,
+    next: u64,
+}
+
+/// Moves a fixed window on to one that begins later. What was granted ahead belongs to the window that holds the end of the
+/// one before, also where the zone was changed since.
+fn begin(later: Window, window: &mut Window, granted: &mut u64, ahead: &mut u64) {
+    let ahead = std::mem::take(ahead);
+    *granted = if later.start <= window.end { ahead } else { 0 };
+    *window = later;
+}
+
+/// Moves a sliding window on to a slot, unless that is an earlier one.
+fn slide(slot: i64, newest: &mut i64, granted: &mut Vec<(i64, u64)>) {
+    *newest = slot.max(*newest);
+    let oldest = newest.saturating_sub(SLOTS);
+    granted.retain(|(slot, _)| *slot >= oldest);
+}
+
+fn add(granted: &mut Vec<(i64, u64)>, slot: i64, units: u64) {
+    if units == 0 {
+        return;
+    }
+    let place = granted.partition_point(|(number, _)| *number < slot);
+    match granted.get_mut(place) {
+        Some((number, sum)) if *number == slot => *sum = sum.saturating_add(units),
+        Some(_) | None => granted.insert(place, (slot, units)),
     }
 }
 
@@ -330,13 +448,222 @@ mod tests {
         assert!(admitted * 100 >= ideal * 98, "{admitted} of {ideal}");
     }
 
+    #[test]
+    fn what_is_granted_ahead_is_of_the_next_fixed_window() {
+        let rule = limit(10, Period::Minute, Algorithm::FixedWindow);
+        let mut state = fresh(&rule, 0);
+        assert_eq!(state.grant(&rule, 10), 10);
+        assert_eq!((state.next_slot(), state.bounds().end.millis()), (Slot::new(60_000), 60_000));
+        assert_eq!((state.grant_ahead(&rule, 7), state.grant_ahead(&rule, 7)), (7, 3));
+        state.give_back(Slot::new(60_000), 4);
+        assert_eq!((state.available(&rule), state.available_ahead(&rule, 99)), (0, 4), "each window has its own");
+        assert_eq!(state.excess(&Rule { capacity: 9, ..rule }), 1);
+        let mut jumped = state.clone();
+        assert!(take(&mut state, &rule, 60_000, 4) && !take(&mut state, &rule, 119_999, 1));
+        assert!(take(&mut state, &rule, 120_000, 10), "it is of that window alone");
+        assert!(take(&mut jumped, &rule, 120_000, 10), "the clock has jumped past it");
+    }
+
+    #[test]
+    fn the_next_window_is_the_one_on_the_calendar() {
+        let berlin = TimeZone::parse("Europe/Berlin").unwrap();
+        let at = |text: &str| Time::from_millis(text.parse::<jiff::Timestamp>().unwrap().as_millisecond());
+        let rows = [
+            // The day before the clocks go forward, and that day of 23 hours itself.
+            (Rule { capacity: 10, motion: Motion::Fixed(Calendar::Period(Period::Day)) }, "2026-03-28T22:59:59Z"),
+            (Rule { capacity: 10, motion: Motion::Fixed(Calendar::Period(Period::Day)) }, "2026-03-29T21:59:59Z"),
+            (Rule { capacity: 10, motion: Motion::Fixed(Calendar::Period(Period::Month)) }, "2026-01-31T22:59:59Z"),
+            (Rule::of_credits(10, 31), "2026-02-27T22:59:59Z"),
+            (Rule::of_credits(10, 31), "2026-03-30T21:59:59Z"),
+        ];
+        for (rule, last_second) in rows {
+            let now = at(last_second);
+            let mut state = State::new(&rule, &berlin, now);
+            let next = state.next_slot();
+            assert_eq!(state.grant_ahead(&rule, 8), 8);
+            state.advance(&rule, &berlin, now.plus_millis(999));
+            assert_eq!(state.available(&rule), 10, "{rule:?}");
+            state.advance(&rule, &berlin, now.plus_millis(1_000));
+            assert_eq!((state.slot(), state.available(&rule)), (next, 2), "{rule:?}");
+        }
+    }
+
+    #[test]
+    fn a_zone_that_is_changed_does_not_forget_what_was_granted_ahead() {
+        let rule = limit(10, Period::Day, Algorithm::FixedWindow);
+        let mut state = fresh(&rule, 0);
+        assert_eq!(state.grant_ahead(&rule, 8), 8);
+        state.advance(&rule, &TimeZone::parse("Europe/Berlin").unwrap(), Time::from_millis(86_400_000));
+        assert_eq!(state.available(&rule), 2);
+    }
+
+    #[test]
+    fn what_is_granted_ahead_of_a_sliding_window_counts_in_both_windows_that_it_could_exceed() {
+        let rule = limit(10, Period::Minute, Algorithm::SlidingWindow);
+        let mut state = fresh(&rule, 0);
+        assert!(take(&mut state, &rule, 0, 6) && take(&mut state, &rule, 60_500, 1));
+        // At 61 s the 6 of slot 0 come back, and until then nobody may have more than 3.
+        assert_eq!(
+            (state.available(&rule), state.available_ahead(&rule, 0), state.available_ahead(&rule, 3)),
+            (3, 9, 6)
+        );
+        assert_eq!(state.grant_ahead(&rule, 7), 7);
+        assert_eq!((state.available(&rule), state.available_beside(&rule, 1)), (2, 1));
+        assert_eq!((state.grant(&rule, 9), state.available_ahead(&rule, 0)), (2, 0));
+        assert_eq!(state.excess(&Rule { capacity: 8, ..rule }), 2);
+        assert_eq!(state.available_at(&rule, 2, Time::from_millis(60_500)), Some(Time::from_millis(121_000)));
+        assert_eq!(state.available_at(&rule, 9, Time::from_millis(60_500)), Some(Time::from_millis(122_000)));
+        state.give_back(state.next_slot(), 4);
+        assert!(take(&mut state, &rule, 61_000, 4) && !take(&mut state, &rule, 61_000, 1));
+    }
+
+    #[test]
+    fn a_state_catches_up_with_another() {
+        for algorithm in [Algorithm::FixedWindow, Algorithm::SlidingWindow] {
+            let rule = limit(10, Period::Minute, algorithm);
+            let mut state = fresh(&rule, 0);
+            state.grant_ahead(&rule, 8);
+            let mut other = state.clone();
+            other.advance(&rule, &TimeZone::UTC, Time::from_millis(state.bounds().end.millis()));
+            state.catch_up(&other);
+            assert_eq!((state.slot(), state.available(&rule)), (other.slot(), 2));
+            state.catch_up(&fresh(&rule, 0));
+            assert_eq!(state, other, "{algorithm:?}");
+        }
+    }
+
+    #[test]
+    fn stored_states_are_read_also_those_of_before_units_were_granted_ahead() {
+        let fixed = r#"{"fixed":{"window":{"start":0,"end":60000},"granted":4}}"#;
+        let ahead = r#"{"fixed":{"window":{"start":0,"end":60000},"granted":4,"ahead":3}}"#;
+        let sliding = r#"{"sliding":{"slot_millis":1000,"newest":7,"granted":[[3,2],[7,2]]}}"#;
+        let rows = [
+            (fixed, Algorithm::FixedWindow, 10),
+            (ahead, Algorithm::FixedWindow, 7),
+            (sliding, Algorithm::SlidingWindow, 6),
+        ];
+        for (text, algorithm, available_ahead) in rows {
+            let state: State = serde_json::from_str(text).unwrap();
+            let rule = limit(10, Period::Minute, algorithm);
+            assert_eq!((state.available(&rule), state.available_ahead(&rule, 0)), (6, available_ahead), "{text}");
+            assert_eq!(serde_json::to_string(&state).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn a_state_takes_no_more_memory_than_it_has_to() {
+        assert_eq!(size_of::<Option<State>>(), 40, "there is one for each limit of each key");
+    }
+
     /// One call: how far the clock moves, back or forth, and what is asked for.
     fn calls() -> impl Strategy<Value = Vec<(i64, u64)>> {
         let step = prop_oneof![8 => 0_i64..3_000, 2 => 0_i64..100_000, 1 => -200_000_i64..0];
         prop::collection::vec((step, 0_u64..8), 1..200)
     }
 
+    /// What can happen to a state: units are taken, or leased ahead, or what is leased ahead is not needed after all.
+    fn uses() -> impl Strategy<Value = Vec<(i64, Use)>> {
+        let step = prop_oneof![8 => 0_i64..700, 2 => 0_i64..100_000, 1 => -200_000_i64..0];
+        let units = 0_u64..8;
+        let what = prop_oneof![
+            3 => units.clone().prop_map(Use::Take),
+            3 => units.clone().prop_map(Use::Ahead),
+            1 => units.prop_map(Use::Return),
+        ];
+        prop::collection::vec((step, what), 1..300)
+    }
+
+    #[derive(Clone, Debug)]
+    enum Use {
+        Take(u64),
+        Ahead(u64),
+        Return(u64),
+    }
+
+    /// What every slot was granted, and in which of them. Units are spent as late in their slot as can be, and as early: each
+    /// slot counts at its full length.
+    #[derive(Default)]
+    struct Granted {
+        slots: std::collections::BTreeMap<i64, u64>,
+        leased_ahead: Option<(Slot, u64)>,
+    }
+
+    impl Granted {
+        /// Checks on the way what the state says of itself.
+        fn after(&mut self, state: &mut State, rule: &Rule, what: &Use) -> Result<(), TestCaseError> {
+            // Those leased for a slot that the clock has jumped past are not spent any more.
+            if let Some((slot, units)) = self.leased_ahead.take_if(|(slot, _)| *slot != state.next_slot())
+                && slot != state.slot()
+            {
+                *self.slots.entry(slot.number()).or_default() -= units;
+                state.give_back(slot, units);
+            }
+            match *what {
+                Use::Take(units) => {
+                    let (available, beside) = (state.available(rule), state.available_beside(rule, 1));
+                    prop_assert!(beside <= available);
+                    let granted = state.grant(rule, units);
+                    prop_assert_eq!(granted, units.min(available));
+                    *self.slots.entry(state.slot().number()).or_default() += granted;
+                }
+                Use::Ahead(units) => {
+                    let (available, here) = (state.available_ahead(rule, 0), state.available_beside(rule, units));
+                    let granted = state.grant_ahead(rule, units);
+                    prop_assert_eq!(granted, units.min(available));
+                    prop_assert!(granted < units || state.available(rule) == here);
+                    *self.slots.entry(state.next_slot().number()).or_default() += granted;
+                    let before = self.leased_ahead.map_or(0, |(_, units)| units);
+                    self.leased_ahead = Some((state.next_slot(), before + granted));
+                }
+                Use::Return(units) => {
+                    if let Some((slot, leased)) = &mut self.leased_ahead {
+                        let units = units.min(*leased);
+                        *leased -= units;
+                        *self.slots.entry(slot.number()).or_default() -= units;
+                        state.give_back(*slot, units);
+                    }
+                }
+            }
+            Ok(())
+        }
+    }
+
     proptest! {
+        /// Whatever is granted for this slot and the next in whatever order, no true window exceeds the capacity, neither now
+        /// nor when the next slot has begun; and there is no more room than the definition leaves, and no less.
+        #[test]
+        fn units_granted_ahead_never_exceed_a_sliding_window(uses in uses(), capacity in 1_u64..20) {
+            let rule = limit(capacity, Period::Minute, Algorithm::SlidingWindow);
+            let (mut wall, mut state, mut granted) = (0, fresh(&rule, 0), Granted::default());
+            for (step, what) in uses {
+                wall += step;
+                state.advance(&rule, &TimeZone::UTC, Time::from_millis(wall));
+                granted.after(&mut state, &rule, &what)?;
+                let sum = |last: i64| granted.slots.range(last - SLOTS..=last).map(|(_, units)| units).sum::<u64>();
+                let newest = state.slot().number();
+                let fullest = granted.slots.keys().map(|last| sum(*last)).max().unwrap_or(0);
+                prop_assert!(fullest <= capacity);
+                prop_assert_eq!(state.available(&rule), capacity - sum(newest).max(sum(newest + 1)));
+                prop_assert_eq!(state.available_ahead(&rule, 0), capacity - sum(newest + 1));
+            }
+        }
+
+        /// Each fixed window has what was granted in it and what was granted of it before it began.
+        #[test]
+        fn units_granted_ahead_are_exact_in_fixed_windows(uses in uses(), capacity in 1_u64..20, seconds in 1_u32..9) {
+            let rule = limit(capacity, Period::Seconds(seconds), Algorithm::FixedWindow);
+            let (mut wall, mut state, mut granted) = (0, fresh(&rule, 0), Granted::default());
+            for (step, what) in uses {
+                wall += step;
+                state.advance(&rule, &TimeZone::UTC, Time::from_millis(wall));
+                granted.after(&mut state, &rule, &what)?;
+                let of = |slot: Slot| granted.slots.get(&slot.number()).copied().unwrap_or(0);
+                prop_assert!(granted.slots.values().all(|units| *units <= capacity));
+                prop_assert_eq!(state.available(&rule), capacity - of(state.slot()));
+                prop_assert_eq!(state.available_ahead(&rule, 0), capacity - of(state.next_slot()));
+            }
+        }
+
         /// Against the definition: of the true times of all grants, no stretch of one period holds more than the
         /// capacity; and under a clock that only goes forward, what is refused could not have been granted a slot later
         /// either.

@@ -6,18 +6,33 @@
 //!
 //! Three answers are possible to a cost: the lease holds it; the store may grant it, so it has to be asked; or the store has
 //! said that there is not so much in this slot, which is remembered, so that a flood of refused checks asks nothing.
+//!
+//! Under steady demand the units of the next slot are leased before it begins, so that its first check need not wait either. To
+//! everybody else these are units that nobody has taken: a view shows them as left, and they go back where this slot lacks them.
 
 use crate::decision::quota::{Rule, Slot, State};
+use crate::decision::window::Window;
 use crate::domain::{Limit, Time, TimeZone};
 use crate::store::{Leased, Settled};
+
+/// How long before a slot's end units of the next one are leased, in milliseconds: many times what the store needs, and
+/// so short that the demand will not have changed much.
+const AHEAD_MILLIS: i64 = 2_000;
+/// A lease of this part of a capacity may take all that is left. A sliding window at its limit lives on such parts: it gets back
+/// one slot's at a time, and were each of them leased bit by bit, checks would wait in every slot.
+const PARTS: u64 = 60;
 
 /// One limit of one subject.
 #[derive(Debug)]
 pub(super) struct Budget {
     rule: Rule,
-    /// What the store said last. Absent before it was asked.
+    /// What the store said last, without the units of `next`. Absent before it was asked.
     ledger: Option<State>,
     lease: Lease,
+    /// Leased for the slot after the ledger's. Most budgets have none, so it has a place of its own.
+    next: Option<Box<Lease>>,
+    /// Whether such a one was asked for in this slot: once is enough.
+    looked_ahead: bool,
     /// What became of earlier leases, and is still to be told to the store. One for each slot.
     settled: Vec<Settled>,
     demand: Demand,
@@ -66,7 +81,11 @@ pub(super) struct BudgetView {
 pub(super) struct Ask {
     pub(super) rule: Rule,
     pub(super) settled: Vec<Settled>,
+    /// When the slot began that the budget is in.
+    pub(super) reached: Time,
     pub(super) wanted: u64,
+    /// Of the slot after that.
+    pub(super) ahead: u64,
 }
 
 impl Demand {
@@ -81,6 +100,12 @@ impl Demand {
         self.units.max(self.before)
     }
 
+    /// Whether something was spent in the second before this one, too.
+    fn is_steady(&mut self, now: Time) -> bool {
+        self.turn(now);
+        self.before > 0
+    }
+
     fn turn(&mut self, now: Time) {
         let second = now.seconds();
         if second != self.second {
@@ -92,13 +117,24 @@ impl Demand {
 
 impl Budget {
     pub(super) fn new(rule: Rule) -> Self {
-        let lease = Lease { slot: Slot::new(i64::MIN), units: 0, spent: 0 };
-        Self { rule, ledger: None, lease, settled: Vec::new(), demand: Demand::default(), wanted: None }
+        Self {
+            rule,
+            ledger: None,
+            lease: Lease { slot: Slot::new(i64::MIN), units: 0, spent: 0 },
+            next: None,
+            looked_ahead: false,
+            settled: Vec::new(),
+            demand: Demand::default(),
+            wanted: None,
+        }
     }
 
     /// Goes on under a rule of which only the capacity differs: what was spent stays spent. Where it is less, what is leased
     /// goes back, as it may be more than there is now.
     pub(super) fn set_rule(&mut self, rule: Rule) {
+        if rule.capacity < self.rule.capacity {
+            self.settle_next();
+        }
         self.rule = rule;
         self.give_back_excess();
     }
@@ -114,14 +150,30 @@ impl Budget {
         }
     }
 
-    /// Moves on to the slot of `now`. Units leased for an earlier one are given back.
+    /// Moves on to the slot of `now`. Units leased for an earlier one are given back, and those leased for it taken into use.
     pub(super) fn advance(&mut self, zone: &TimeZone, now: Time) {
         let Some(ledger) = &mut self.ledger else { return };
         ledger.advance(&self.rule, zone, now);
-        let slot = ledger.slot();
-        if self.lease.slot != slot {
-            self.settle();
-            self.lease.slot = slot;
+        self.follow();
+    }
+
+    /// Brings the lease to the ledger's slot.
+    fn follow(&mut self) {
+        let Some(slot) = self.ledger.as_ref().map(State::slot) else { return };
+        if self.lease.slot == slot {
+            return;
+        }
+        self.settle();
+        self.lease.slot = slot;
+        self.looked_ahead = false;
+        let next = self.next.take_if(|next| next.slot == slot);
+        // One for another slot: the clock has jumped past it.
+        self.settle_next();
+        if let (Some(next), Some(ledger)) = (next, &mut self.ledger) {
+            // All of it, unless the limit was lowered since.
+            let units = ledger.grant(&self.rule, next.units);
+            self.lease.units = units;
+            self.note_settled(Settled { slot, spent: 0, returned: next.units.saturating_sub(units) });
         }
     }
 
@@ -135,6 +187,13 @@ impl Budget {
         }
         self.note_settled(Settled { slot, spent, returned: units });
         self.lease = Lease { slot, units: 0, spent: 0 };
+    }
+
+    /// Gives back what is leased for the next slot. In the ledger it never was.
+    fn settle_next(&mut self) {
+        if let Some(next) = self.next.take() {
+            self.note_settled(Settled { slot: next.slot, spent: next.spent, returned: next.units });
+        }
     }
 
     fn note_settled(&mut self, new: Settled) {
@@ -177,9 +236,26 @@ impl Budget {
         self.lease.units = self.lease.units.saturating_sub(units);
         self.lease.spent = self.lease.spent.saturating_add(units);
         self.demand.spent(units, now);
-        let available = self.ledger.as_ref().map_or(0, |ledger| ledger.available(&self.rule));
+        if units == 0 || self.wanted.is_some() {
+            return false;
+        }
         let low = self.lease.units < self.demand.a_second(now) / 2;
-        units > 0 && low && available > 0 && self.wanted.is_none()
+        (low && self.available() > 0) || self.is_next_due(now)
+    }
+
+    /// Units that the store can still grant in this slot, beside those that it has granted for the next one.
+    fn available(&self) -> u64 {
+        let ahead = self.next.as_ref().map_or(0, |next| next.units);
+        self.ledger.as_ref().map_or(u64::MAX, |ledger| ledger.available_beside(&self.rule, ahead))
+    }
+
+    /// Whether units of the next slot should be leased: it begins soon, and will likely be used.
+    fn is_next_due(&mut self, now: Time) -> bool {
+        let Some(ledger) = &self.ledger else { return false };
+        !self.looked_ahead
+            && self.next.is_none()
+            && ledger.bounds().end.millis_since(now) <= AHEAD_MILLIS
+            && self.demand.is_steady(now)
     }
 
     /// Wants so many units, beside those that others wait for; with 0, to know how it stands or to have about a second's worth.
@@ -192,19 +268,45 @@ impl Budget {
     pub(super) fn ask(&mut self, now: Time) -> Option<Ask> {
         let wanted = self.wanted.take()?;
         self.note_spent();
-        let available = self.ledger.as_ref().map_or(u64::MAX, |ledger| ledger.available(&self.rule));
-        // About a second's worth beside what is waited for, and ever less as the budget runs out.
-        let ahead = self.demand.a_second(now).saturating_sub(self.lease.units);
-        let ahead = ahead.min(available.saturating_sub(wanted) / 4);
-        let settled = std::mem::take(&mut self.settled);
-        Some(Ask { rule: self.rule, settled, wanted: wanted.saturating_add(ahead) })
+        if wanted.saturating_sub(self.lease.units) > self.available() {
+            self.settle_next();
+        }
+        let left = self.available().saturating_sub(wanted);
+        // About a second's worth beside what is waited for.
+        let more = self.demand.a_second(now).saturating_sub(self.lease.units);
+        let ahead = self.ahead(wanted.saturating_add(more.min(left)), now);
+        Some(self.tell(wanted.saturating_add(more.min(self.at_once(left))), ahead))
+    }
+
+    /// Units of the next slot to be asked for, where this one may still need so many.
+    fn ahead(&mut self, needed: u64, now: Time) -> u64 {
+        if !self.is_next_due(now) {
+            return 0;
+        }
+        self.looked_ahead = true;
+        let Some(ledger) = &self.ledger else { return 0 };
+        let Window { start, end } = ledger.bounds();
+        let millis = u64::try_from(end.millis_since(start).min(1_000)).unwrap_or(0);
+        let left = ledger.available_ahead(&self.rule, needed);
+        self.demand.a_second(now).saturating_mul(millis).div_ceil(1_000).min(self.at_once(left))
+    }
+
+    /// How many of the units that are left may be leased at once: ever less as the budget runs out, because they are lost to
+    /// everybody else meanwhile.
+    fn at_once(&self, left: u64) -> u64 {
+        left.min((left / 4).max(self.rule.capacity / PARTS))
+    }
+
+    fn tell(&mut self, wanted: u64, ahead: u64) -> Ask {
+        let reached = self.ledger.as_ref().map_or(Time::from_millis(i64::MIN), |ledger| ledger.bounds().start);
+        Ask { rule: self.rule, settled: std::mem::take(&mut self.settled), reached, wanted, ahead }
     }
 
     /// What is to be told to the store of a lease that is not in use any more.
     pub(super) fn end(&mut self) -> Option<Ask> {
         self.settle();
-        let settled = std::mem::take(&mut self.settled);
-        (!settled.is_empty()).then_some(Ask { rule: self.rule, settled, wanted: 0 })
+        self.settle_next();
+        (!self.settled.is_empty()).then(|| self.tell(0, 0))
     }
 
     fn note_spent(&mut self) {
@@ -220,25 +322,56 @@ impl Budget {
 
     /// Whether something is leased, or to be told.
     pub(super) fn is_open(&self) -> bool {
-        self.lease.units > 0 || self.lease.spent > 0 || !self.settled.is_empty()
+        self.lease.units > 0 || self.lease.spent > 0 || self.next.is_some() || !self.settled.is_empty()
     }
 
     /// Takes what the store has granted.
     pub(super) fn grant(&mut self, leased: Leased) {
-        let slot = leased.state.slot();
-        let mut ledger = leased.state;
+        let Leased { granted, ahead, state: mut ledger } = leased;
+        let (slot, next_slot) = (ledger.slot(), ledger.next_slot());
+        // A slot may have begun since it was asked, and its units be in use.
+        if let Some(before) = &self.ledger {
+            ledger.catch_up(before);
+        }
         // What went back since it was asked, the store is told the next time.
         for one in &self.settled {
             ledger.give_back(one.slot, one.returned);
         }
-        self.ledger = Some(ledger);
-        if self.lease.slot != slot {
-            self.settle();
-            self.lease.slot = slot;
+        if let Some(next) = &self.next {
+            ledger.give_back(next.slot, next.units);
         }
-        self.lease.units = self.lease.units.saturating_add(leased.granted);
+        self.ledger = Some(ledger);
+        self.follow();
+        self.take(slot, granted);
+        if self.ledger.as_ref().is_some_and(|ledger| ledger.next_slot() == next_slot) {
+            self.take_ahead(next_slot, ahead);
+        } else {
+            self.take(next_slot, ahead);
+        }
         // It was asked for before the limit was lowered.
         self.give_back_excess();
+    }
+
+    /// Adds units to the lease, or gives them back where they are for a slot that is over.
+    fn take(&mut self, slot: Slot, units: u64) {
+        if slot == self.lease.slot {
+            self.lease.units = self.lease.units.saturating_add(units);
+        } else {
+            if let Some(ledger) = &mut self.ledger {
+                ledger.give_back(slot, units);
+            }
+            self.note_settled(Settled { slot, spent: 0, returned: units });
+        }
+    }
+
+    fn take_ahead(&mut self, slot: Slot, units: u64) {
+        if units > 0
+            && let Some(ledger) = &mut self.ledger
+        {
+            ledger.give_back(slot, units);
+            let next = self.next.get_or_insert_with(|| Box::new(Lease { slot, units: 0, spent: 0 }));
+            next.units = next.units.saturating_add(units);
+        }
     }
 
     pub(super) fn view(&self, now: Time) -> BudgetView {
@@ -346,13 +479,14 @@ mod tests {
     /// A store for one budget.
     fn answer(store: &mut Option<State>, ask: &Ask, now: Time) -> Leased {
         let mut state = store.take().unwrap_or_else(|| State::new(&ask.rule, &TimeZone::UTC, now));
-        state.advance(&ask.rule, &TimeZone::UTC, now);
+        state.advance(&ask.rule, &TimeZone::UTC, now.max(ask.reached));
         for one in &ask.settled {
             state.give_back(one.slot, one.returned);
         }
         let granted = state.grant(&ask.rule, ask.wanted);
         *store = Some(state.clone());
-        Leased { granted, state }
+        let ahead = state.grant_ahead(&ask.rule, ask.ahead);
+        Leased { granted, ahead, state }
     }
 
     fn spend(budget: &mut Budget, store: &mut Option<State>, units: u64, now: Time) -> bool {

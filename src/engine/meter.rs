@@ -222,8 +222,8 @@ fn limit_asks(asks: Vec<(Limit, Ask)>, subject: &Subject, terms: &AccountTerms) 
 }
 
 fn lease_ask(budget: BudgetId, ask: Ask, terms: &AccountTerms) -> LeaseAsk {
-    let Ask { rule, settled, wanted } = ask;
-    LeaseAsk { budget, rule, zone: terms.time_zone.clone(), settled, wanted }
+    let Ask { rule, settled, reached, wanted, ahead } = ask;
+    LeaseAsk { budget, rule, zone: terms.time_zone.clone(), settled, reached, wanted, ahead }
 }
 
 /// One limit, and what is left of it.

@@ -19,7 +19,8 @@ fn limit(capacity: u64, algorithm: Algorithm) -> Limit {
 fn ask(account: &str, limit: &Limit, wanted: u64) -> LeaseAsk {
     let subject = Subject::Account(AccountId::parse(account).unwrap(), Environment::Live);
     let budget = BudgetId::of_limit(&subject, limit);
-    LeaseAsk { budget, rule: Rule::of(limit), zone: TimeZone::UTC, settled: vec![], wanted }
+    let reached = Time::from_millis(0);
+    LeaseAsk { budget, rule: Rule::of(limit), zone: TimeZone::UTC, settled: vec![], reached, wanted, ahead: 0 }
 }
 
 async fn lease(store: &SharedStore, incarnation: Incarnation, now: Time, asks: Vec<LeaseAsk>) -> Vec<Leased> {

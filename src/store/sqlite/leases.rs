@@ -7,7 +7,7 @@ use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection};
 use super::writer::Writer;
 use crate::decision::quota::{Slot, State};
 use crate::domain::{BudgetId, Time};
-use crate::store::{ClosedLease, Incarnation, LeaseAsk, LeaseBatch, Leased, StoreError, Uncertain};
+use crate::store::{ClosedLease, Incarnation, LeaseAsk, LeaseBatch, Leased, Settled, StoreError, Uncertain};
 
 /// Rows of one statement: few enough for SQLite's 32,766 parameters at four each.
 const ROWS_MAX: usize = 2_000;
@@ -31,9 +31,14 @@ async fn grant(connection: &mut SqliteConnection, batch: &LeaseBatch) -> Result<
     for ask in &batch.asks {
         let id = ask.budget.as_str();
         // One that is asked for twice goes on from what the first has left.
-        let one = answer(ask, after.get(id).or_else(|| before.get(id)).cloned(), batch.now);
-        // That time has passed is no news: it would be found out again.
-        if one.granted > 0 || ask.settled.iter().any(|one| one.returned > 0) || after.contains_key(id) {
+        let state = after.get(id).or_else(|| before.get(id));
+        let one = answer(ask, state.cloned(), batch.now);
+        // That time has passed is no news: it would be found out again. That units were spent in a slot is, where they were
+        // granted before it began: a clock that is set back must not lead back to before it.
+        let begun = |settled: &Settled| {
+            settled.returned > 0 || (settled.slot == one.state.slot() && state.map(State::slot) != Some(settled.slot))
+        };
+        if one.granted > 0 || one.ahead > 0 || ask.settled.iter().any(begun) || after.contains_key(id) {
             after.insert(id, one.state.clone());
         }
         leased.push(one);
@@ -60,14 +65,16 @@ async fn grant(connection: &mut SqliteConnection, batch: &LeaseBatch) -> Result<
 
 /// What one ask makes of a budget.
 fn answer(ask: &LeaseAsk, before: Option<State>, now: Time) -> Leased {
-    let LeaseAsk { rule, zone, settled, wanted, .. } = ask;
+    let LeaseAsk { rule, zone, settled, reached, wanted, ahead, .. } = ask;
+    let now = now.max(*reached);
     let mut state = before.unwrap_or_else(|| State::new(rule, zone, now));
     state.advance(rule, zone, now);
     for one in settled {
         state.give_back(one.slot, one.returned);
     }
     let granted = state.grant(rule, *wanted);
-    Leased { granted, state }
+    let ahead = state.grant_ahead(rule, *ahead);
+    Leased { granted, ahead, state }
 }
 
 /// How the leases of a budget change: what is added to those of a slot, or, below 0, is no longer leased.
@@ -75,7 +82,7 @@ fn moves<'a>(ask: &'a LeaseAsk, leased: &Leased) -> impl Iterator<Item = (Slot, 
     let signed = |units: u64| i64::try_from(units).unwrap_or(i64::MAX);
     let granted = (leased.state.slot(), signed(leased.granted));
     let settled = ask.settled.iter().map(move |one| (one.slot, -signed(one.spent.saturating_add(one.returned))));
-    settled.chain([granted])
+    settled.chain([granted, (leased.state.next_slot(), signed(leased.ahead))])
 }
 
 async fn states(connection: &mut SqliteConnection, ids: &[&str]) -> Result<HashMap<String, State>, StoreError> {
