@@ -382,7 +382,14 @@ impl Budget {
 
     /// When so many units can be spent if nothing is until then; absent where never.
     pub(super) fn available_at(&self, units: u64, now: Time) -> Option<Time> {
-        if self.covers(units) { Some(now) } else { self.ledger.as_ref()?.available_at(&self.rule, units, now) }
+        if self.covers(units) {
+            return Some(now);
+        }
+        if units > self.rule.capacity {
+            return None;
+        }
+        // What is leased is not gone: it only has to be found beside the rest.
+        self.ledger.as_ref()?.available_at(&self.rule, units.saturating_sub(self.lease.units), now)
     }
 }
 
