@@ -84,7 +84,8 @@ impl Store for MemoryStore {
             let state = budgets.entry(ask.budget.to_string()).or_insert_with(fresh);
             state.advance(&ask.rule, &ask.zone, batch.now);
             let granted = state.grant(&ask.rule, ask.wanted);
-            Leased { granted, state: state.clone() }
+            let ahead = state.grant_ahead(&ask.rule, ask.ahead);
+            Leased { granted, ahead, state: state.clone() }
         };
         Ok(batch.asks.iter().map(grant).collect())
     }

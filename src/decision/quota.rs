@@ -7,6 +7,10 @@
 //! - slots never run backwards: where the clock does, the state stays in the latest slot that it has seen, so a window
 //!   that has been spent is never opened again;
 //! - what was granted is forgotten only when its window is over.
+//!
+//! Units can also be granted *ahead*, for the slot after the one that the state is in, so that they are there when it begins.
+//! In a fixed window they are those of the next window. In a sliding one, this slot's window and the next slot's
+//! overlap, and each grant is held against both.
 
 use serde::{Deserialize, Serialize};
 
@@ -69,13 +73,21 @@ enum Inner {
     Fixed {
         window: Window,
         granted: u64,
+        /// What was granted of the window that begins where this one ends.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        ahead: u64,
     },
     Sliding {
         slot_millis: i64,
         newest: i64,
-        /// What each slot granted, oldest first; slots that granted nothing are left out.
+        /// What each slot granted, oldest first, up to the slot after the newest; slots that granted nothing are left out.
         granted: Vec<(i64, u64)>,
     },
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+const fn is_zero(units: &u64) -> bool {
+    *units == 0
 }
 
 /// The stretch of time for which units are granted: a number that only grows.
@@ -102,7 +114,7 @@ impl State {
     #[must_use]
     pub fn new(rule: &Rule, zone: &TimeZone, now: Time) -> Self {
         Self(match rule.motion {
-            Motion::Fixed(calendar) => Inner::Fixed { window: window_at(calendar, zone, now), granted: 0 },
+            Motion::Fixed(calendar) => Inner::Fixed { window: window_at(calendar, zone, now), granted: 0, ahead: 0 },
             Motion::Sliding { slot_millis } => {
                 Inner::Sliding { slot_millis, newest: now.millis().div_euclid(slot_millis), granted: Vec::new() }
             }
@@ -113,19 +125,31 @@ impl State {
     /// that it has reached.
     pub fn advance(&mut self, rule: &Rule, zone: &TimeZone, now: Time) {
         match (&mut self.0, rule.motion) {
-            (Inner::Fixed { window, granted }, Motion::Fixed(calendar)) => {
+            (Inner::Fixed { window, granted, ahead }, Motion::Fixed(calendar)) => {
                 if now >= window.end {
-                    *window = window_at(calendar, zone, now);
-                    *granted = 0;
+                    begin(window_at(calendar, zone, now), window, granted, ahead);
                 }
             }
             (Inner::Sliding { slot_millis, newest, granted }, Motion::Sliding { .. }) => {
-                *newest = now.millis().div_euclid(*slot_millis).max(*newest);
-                let oldest = newest.saturating_sub(SLOTS);
-                granted.retain(|(slot, _)| *slot >= oldest);
+                slide(now.millis().div_euclid(*slot_millis), newest, granted);
             }
             // The limit's movement was changed: what was granted under the other one has no place in this one.
             _ => *self = Self::new(rule, zone, now),
+        }
+    }
+
+    /// Moves on to the slot of another state of the same limit. Does nothing where that is in an earlier one.
+    pub fn catch_up(&mut self, other: &Self) {
+        match (&mut self.0, &other.0) {
+            (Inner::Fixed { window, granted, ahead }, Inner::Fixed { window: later, .. }) => {
+                if later.start > window.start {
+                    begin(*later, window, granted, ahead);
+                }
+            }
+            (Inner::Sliding { newest, granted, .. }, Inner::Sliding { newest: later, .. }) => {
+                slide(*later, newest, granted);
+            }
+            (Inner::Fixed { .. } | Inner::Sliding { .. }, _) => {}
         }
     }
 
@@ -138,38 +162,92 @@ impl State {
         }
     }
 
+    /// The slot after that.
+    #[must_use]
+    pub const fn next_slot(&self) -> Slot {
+        match &self.0 {
+            Inner::Fixed { window, .. } => Slot(window.end.millis()),
+            Inner::Sliding { newest, .. } => Slot(newest.saturating_add(1)),
+        }
+    }
+
+    /// When the slot that it is in begins, and when the next one does.
+    #[must_use]
+    pub const fn bounds(&self) -> Window {
+        match &self.0 {
+            Inner::Fixed { window, .. } => *window,
+            Inner::Sliding { slot_millis, newest, .. } => {
+                let start = Time::from_millis(newest.saturating_mul(*slot_millis));
+                Window { start, end: start.plus_millis(*slot_millis) }
+            }
+        }
+    }
+
     /// Units that may still be granted in this slot.
     #[must_use]
     pub fn available(&self, rule: &Rule) -> u64 {
-        rule.capacity.saturating_sub(self.granted())
+        self.available_beside(rule, 0)
     }
 
-    /// Units granted beyond the capacity, where that was lowered since.
+    /// Units that may still be granted in this slot if so many more were granted ahead.
+    #[must_use]
+    pub fn available_beside(&self, rule: &Rule, ahead: u64) -> u64 {
+        let Granted { here, next } = self.granted();
+        let left = rule.capacity.saturating_sub(here);
+        match &self.0 {
+            Inner::Fixed { .. } => left,
+            Inner::Sliding { .. } => left.min(rule.capacity.saturating_sub(next).saturating_sub(ahead)),
+        }
+    }
+
+    /// Units that may be granted ahead if so many more were granted in this slot.
+    #[must_use]
+    pub fn available_ahead(&self, rule: &Rule, here: u64) -> u64 {
+        let left = rule.capacity.saturating_sub(self.granted().next);
+        match &self.0 {
+            Inner::Fixed { .. } => left,
+            Inner::Sliding { .. } => left.saturating_sub(here),
+        }
+    }
+
+    /// Units granted beyond what may be granted in this slot, where the capacity was lowered since.
     #[must_use]
     pub fn excess(&self, rule: &Rule) -> u64 {
-        self.granted().saturating_sub(rule.capacity)
+        let Granted { here, next } = self.granted();
+        match &self.0 {
+            Inner::Fixed { .. } => here.saturating_sub(rule.capacity),
+            Inner::Sliding { .. } => here.max(next).saturating_sub(rule.capacity),
+        }
     }
 
     /// Grants as many of the units as may be, and returns how many.
     pub fn grant(&mut self, rule: &Rule, wanted: u64) -> u64 {
         let units = wanted.min(self.available(rule));
-        if units > 0 {
-            match &mut self.0 {
-                Inner::Fixed { granted, .. } => *granted = granted.saturating_add(units),
-                Inner::Sliding { newest, granted, .. } => match granted.last_mut() {
-                    Some((slot, sum)) if slot == newest => *sum = sum.saturating_add(units),
-                    Some(_) | None => granted.push((*newest, units)),
-                },
-            }
+        match &mut self.0 {
+            Inner::Fixed { granted, .. } => *granted = granted.saturating_add(units),
+            Inner::Sliding { newest, granted, .. } => add(granted, *newest, units),
         }
         units
     }
 
-    /// Takes back units that were granted in `slot` and not spent. Does nothing where its window is over.
+    /// Grants as many of the units as may be for the slot after this one, and returns how many.
+    pub fn grant_ahead(&mut self, rule: &Rule, wanted: u64) -> u64 {
+        let units = wanted.min(self.available_ahead(rule, 0));
+        match &mut self.0 {
+            Inner::Fixed { ahead, .. } => *ahead = ahead.saturating_add(units),
+            Inner::Sliding { newest, granted, .. } => add(granted, newest.saturating_add(1), units),
+        }
+        units
+    }
+
+    /// Takes back units that were granted for `slot` and not spent. Does nothing where its window is over.
     pub fn give_back(&mut self, slot: Slot, units: u64) {
         match &mut self.0 {
-            Inner::Fixed { window, granted } if window.start.millis() == slot.0 => {
+            Inner::Fixed { window, granted, .. } if window.start.millis() == slot.0 => {
                 *granted = granted.saturating_sub(units);
+            }
+            Inner::Fixed { window, ahead, .. } if window.end.millis() == slot.0 => {
+                *ahead = ahead.saturating_sub(units);
             }
             Inner::Fixed { .. } => {}
             Inner::Sliding { granted, .. } => {
@@ -191,7 +269,8 @@ impl State {
         }
     }
 
-    /// When so many units can be granted if nothing more is granted until then; absent where they exceed the capacity.
+    /// When so many units can be granted if nothing more is granted until then; absent where they exceed the capacity. In a
+    /// fixed window that is when the next one begins, also where some of that one was granted ahead.
     #[must_use]
     pub fn available_at(&self, rule: &Rule, units: u64, now: Time) -> Option<Time> {
         if units > rule.capacity {
@@ -203,7 +282,7 @@ impl State {
         match &self.0 {
             Inner::Fixed { window, .. } => Some(window.end),
             Inner::Sliding { slot_millis, granted, .. } => {
-                let mut left = self.granted();
+                let mut left = granted.iter().map(|(_, sum)| *sum).fold(0, u64::saturating_add);
                 granted.iter().find_map(|(slot, sum)| {
                     left = left.saturating_sub(*sum);
                     (units <= rule.capacity.saturating_sub(left)).then(|| leaves_at(*slot, *slot_millis))
@@ -212,11 +291,50 @@ impl State {
         }
     }
 
-    fn granted(&self) -> u64 {
+    fn granted(&self) -> Granted {
         match &self.0 {
-            Inner::Fixed { granted, .. } => *granted,
-            Inner::Sliding { granted, .. } => granted.iter().map(|(_, sum)| *sum).fold(0, u64::saturating_add),
+            Inner::Fixed { granted, ahead, .. } => Granted { here: *granted, next: *ahead },
+            Inner::Sliding { newest, granted, .. } => {
+                let oldest = newest.saturating_sub(SLOTS);
+                granted.iter().fold(Granted { here: 0, next: 0 }, |Granted { here, next }, (slot, sum)| Granted {
+                    here: here.saturating_add(if slot > newest { 0 } else { *sum }),
+                    next: next.saturating_add(if *slot <= oldest { 0 } else { *sum }),
+                })
+            }
         }
+    }
+}
+
+/// Units granted in the window of the slot that a state is in, and in the window of the slot after it.
+#[derive(Clone, Copy, Debug)]
+struct Granted {
+    here: u64,
+    next: u64,
+}
+
+/// Moves a fixed window on to one that begins later. What was granted ahead belongs to the window that holds the end of the
+/// one before, also where the zone was changed since.
+fn begin(later: Window, window: &mut Window, granted: &mut u64, ahead: &mut u64) {
+    let ahead = std::mem::take(ahead);
+    *granted = if later.start <= window.end { ahead } else { 0 };
+    *window = later;
+}
+
+/// Moves a sliding window on to a slot, unless that is an earlier one.
+fn slide(slot: i64, newest: &mut i64, granted: &mut Vec<(i64, u64)>) {
+    *newest = slot.max(*newest);
+    let oldest = newest.saturating_sub(SLOTS);
+    granted.retain(|(slot, _)| *slot >= oldest);
+}
+
+fn add(granted: &mut Vec<(i64, u64)>, slot: i64, units: u64) {
+    if units == 0 {
+        return;
+    }
+    let place = granted.partition_point(|(number, _)| *number < slot);
+    match granted.get_mut(place) {
+        Some((number, sum)) if *number == slot => *sum = sum.saturating_add(units),
+        Some(_) | None => granted.insert(place, (slot, units)),
     }
 }
 
@@ -328,6 +446,11 @@ mod tests {
         let admitted = (0..minutes * 60_000).filter(|&millis| take(&mut state, &rule, millis, 1)).count();
         let ideal = 6_000 * usize::try_from(minutes).unwrap();
         assert!(admitted * 100 >= ideal * 98, "{admitted} of {ideal}");
+    }
+
+    #[test]
+    fn a_state_takes_no_more_memory_than_it_has_to() {
+        assert_eq!(size_of::<Option<State>>(), 40, "there is one for each limit of each key");
     }
 
     /// One call: how far the clock moves, back or forth, and what is asked for.

@@ -6,19 +6,34 @@
 //!
 //! Three answers are possible to a cost: the lease holds it; the store may grant it, so it has to be asked; or the store has
 //! said that there is not so much in this slot, which is remembered, so that a flood of refused checks asks nothing.
+//!
+//! Under steady demand the units of the next slot are leased before it begins, so that its first check need not wait either. To
+//! everybody else these are units that nobody has taken: a view shows them as left, and they go back where this slot lacks them.
 
 use crate::decision::quota::{Rule, Slot, State};
+use crate::decision::window::Window;
 use crate::domain::{Limit, Time, TimeZone};
 use crate::journal::{Journal, SpendCell};
 use crate::store::{Cell, Leased, Settled};
+
+/// How long before a slot's end units of the next one are leased, in milliseconds: many times what the store needs, and
+/// so short that the demand will not have changed much.
+const AHEAD_MILLIS: i64 = 2_000;
+/// A lease of this part of a capacity may take all that is left. A sliding window at its limit lives on such parts: it gets back
+/// one slot's at a time, and were each of them leased bit by bit, checks would wait in every slot.
+const PARTS: u64 = 60;
 
 /// One limit of one subject.
 #[derive(Debug)]
 pub(super) struct Budget {
     rule: Rule,
-    /// What the store said last. Absent before it was asked.
+    /// What the store said last, without the units of `next`. Absent before it was asked.
     ledger: Option<State>,
     lease: Lease,
+    /// Leased for the slot after the ledger's. Most budgets have none, so it has a place of its own.
+    next: Option<Box<Lease>>,
+    /// Whether such a one was asked for in this slot: once is enough.
+    looked_ahead: bool,
     /// What became of leases, and is still to be told to the store. One for each lease.
     told_next: Vec<Outcome>,
     demand: Demand,
@@ -80,31 +95,57 @@ pub(super) struct BudgetView {
 pub(super) struct Ask {
     pub(super) rule: Rule,
     pub(super) settled: Vec<Settled>,
+    /// When the slot began that the budget is in.
+    pub(super) reached: Time,
     pub(super) wanted: u64,
-    /// In which what is spent of the units granted is counted.
-    pub(super) cell: Option<SpendCell>,
+    /// Of the slot after that.
+    pub(super) ahead: u64,
+    /// In which what is spent of them is counted.
+    pub(super) cells: Cells,
     /// Counters that are free as soon as the store was told.
     pub(super) freed: Vec<SpendCell>,
 }
 
-impl Ask {
-    fn new(rule: Rule, wanted: u64, cell: Option<SpendCell>, told: Vec<Outcome>) -> Self {
-        let freed = told.iter().filter(|one| one.over).filter_map(|one| one.cell).collect();
-        let settled = told.into_iter().map(Outcome::settled).collect();
-        Self { rule, settled, wanted, cell, freed }
+/// The counters of what is granted.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Cells {
+    pub(super) here: Option<SpendCell>,
+    pub(super) ahead: Option<SpendCell>,
+}
+
+impl Cells {
+    /// As the store is told of them.
+    pub(super) fn told(self) -> (Option<Cell>, Option<Cell>) {
+        let told = |cell: SpendCell| Cell { number: cell.number(), value: cell.value() };
+        (self.here.map(told), self.ahead.map(told))
+    }
+}
+
+impl Lease {
+    const fn of(slot: Slot) -> Self {
+        Self { slot, units: 0, spent: 0, cell: None }
     }
 
-    /// The counter as the store is told of it.
-    pub(super) fn store_cell(&self) -> Option<Cell> {
-        self.cell.map(|cell| Cell { number: cell.number(), value: cell.value() })
+    /// What becomes of it where nothing more is spent.
+    const fn ended(self) -> Outcome {
+        let Self { slot, units, spent, cell } = self;
+        Outcome { slot, cell, spent, returned: units, over: true }
     }
 }
 
 impl Outcome {
+    fn is_of(&self, slot: Slot, cell: Option<SpendCell>) -> bool {
+        self.slot == slot && number(self.cell) == number(cell)
+    }
+
     fn settled(self) -> Settled {
         let Self { slot, cell, spent, returned, over: _ } = self;
-        Settled { slot, cell: cell.map(SpendCell::number), spent, returned }
+        Settled { slot, cell: number(cell), spent, returned }
     }
+}
+
+fn number(cell: Option<SpendCell>) -> Option<u32> {
+    cell.map(SpendCell::number)
 }
 
 impl Demand {
@@ -119,6 +160,12 @@ impl Demand {
         self.units.max(self.before)
     }
 
+    /// Whether something was spent in the second before this one, too.
+    fn is_steady(&mut self, now: Time) -> bool {
+        self.turn(now);
+        self.before > 0
+    }
+
     fn turn(&mut self, now: Time) {
         let second = now.seconds();
         if second != self.second {
@@ -130,13 +177,24 @@ impl Demand {
 
 impl Budget {
     pub(super) fn new(rule: Rule) -> Self {
-        let lease = Lease { slot: Slot::new(i64::MIN), units: 0, spent: 0, cell: None };
-        Self { rule, ledger: None, lease, told_next: Vec::new(), demand: Demand::default(), wanted: None }
+        Self {
+            rule,
+            ledger: None,
+            lease: Lease::of(Slot::new(i64::MIN)),
+            next: None,
+            looked_ahead: false,
+            told_next: Vec::new(),
+            demand: Demand::default(),
+            wanted: None,
+        }
     }
 
     /// Goes on under a rule of which only the capacity differs: what was spent stays spent. Where it is less, what is leased
     /// goes back, as it may be more than there is now.
     pub(super) fn set_rule(&mut self, rule: Rule) {
+        if rule.capacity < self.rule.capacity {
+            self.settle_next();
+        }
         self.rule = rule;
         self.give_back_excess();
     }
@@ -152,32 +210,55 @@ impl Budget {
         }
     }
 
-    /// Moves on to the slot of `now`. Units leased for an earlier one are given back.
+    /// Moves on to the slot of `now`. Units leased for an earlier one are given back, and those leased for it taken into use.
     pub(super) fn advance(&mut self, zone: &TimeZone, now: Time) {
         let Some(ledger) = &mut self.ledger else { return };
         ledger.advance(&self.rule, zone, now);
-        let slot = ledger.slot();
-        if self.lease.slot != slot {
-            self.settle();
-            self.lease.slot = slot;
+        self.follow();
+    }
+
+    /// Brings the lease to the ledger's slot.
+    fn follow(&mut self) {
+        let Some(slot) = self.ledger.as_ref().map(State::slot) else { return };
+        if self.lease.slot == slot {
+            return;
+        }
+        self.settle();
+        self.lease.slot = slot;
+        self.looked_ahead = false;
+        let next = self.next.take_if(|next| next.slot == slot);
+        // One for another slot: the clock has jumped past it.
+        self.settle_next();
+        if let (Some(next), Some(ledger)) = (next, &mut self.ledger) {
+            // All of it, unless the limit was lowered since.
+            let units = ledger.grant(&self.rule, next.units);
+            let returned = next.units.saturating_sub(units);
+            self.lease = Lease { units, ..*next };
+            self.note(Outcome { slot, cell: next.cell, spent: 0, returned, over: false });
         }
     }
 
     /// Ends the lease: what was not spent is given back.
     fn settle(&mut self) {
-        let Lease { slot, units, spent, cell } = self.lease;
-        if units > 0
+        let after = Lease::of(self.lease.slot);
+        let lease = std::mem::replace(&mut self.lease, after);
+        if lease.units > 0
             && let Some(ledger) = &mut self.ledger
         {
-            ledger.give_back(slot, units);
+            ledger.give_back(lease.slot, lease.units);
         }
-        self.note(Outcome { slot, cell, spent, returned: units, over: true });
-        self.lease = Lease { slot, units: 0, spent: 0, cell: None };
+        self.note(lease.ended());
+    }
+
+    /// Gives back what is leased for the next slot. In the ledger it never was.
+    fn settle_next(&mut self) {
+        if let Some(next) = self.next.take() {
+            self.note(next.ended());
+        }
     }
 
     fn note(&mut self, new: Outcome) {
-        let number = |outcome: &Outcome| outcome.cell.map(SpendCell::number);
-        match self.told_next.iter_mut().find(|one| one.slot == new.slot && number(one) == number(&new)) {
+        match self.told_next.iter_mut().find(|one| one.is_of(new.slot, new.cell)) {
             Some(one) => {
                 one.spent = one.spent.saturating_add(new.spent);
                 one.returned = one.returned.saturating_add(new.returned);
@@ -218,9 +299,26 @@ impl Budget {
             cell.spend(units);
         }
         self.demand.spent(units, now);
-        let available = self.ledger.as_ref().map_or(0, |ledger| ledger.available(&self.rule));
+        if units == 0 || self.wanted.is_some() {
+            return false;
+        }
         let low = self.lease.units < self.demand.a_second(now) / 2;
-        units > 0 && low && available > 0 && self.wanted.is_none()
+        (low && self.available() > 0) || self.is_next_due(now)
+    }
+
+    /// Units that the store can still grant in this slot, beside those that it has granted for the next one.
+    fn available(&self) -> u64 {
+        let ahead = self.next.as_ref().map_or(0, |next| next.units);
+        self.ledger.as_ref().map_or(u64::MAX, |ledger| ledger.available_beside(&self.rule, ahead))
+    }
+
+    /// Whether units of the next slot should be leased: it begins soon, and will likely be used.
+    fn is_next_due(&mut self, now: Time) -> bool {
+        let Some(ledger) = &self.ledger else { return false };
+        !self.looked_ahead
+            && self.next.is_none()
+            && ledger.bounds().end.millis_since(now) <= AHEAD_MILLIS
+            && self.demand.is_steady(now)
     }
 
     /// Wants so many units, beside those that others wait for; with 0, to know how it stands or to have about a second's worth.
@@ -233,23 +331,54 @@ impl Budget {
     pub(super) fn ask(&mut self, journal: &Journal, now: Time) -> Option<Ask> {
         let wanted = self.wanted.take()?;
         self.note_spent();
-        let available = self.ledger.as_ref().map_or(u64::MAX, |ledger| ledger.available(&self.rule));
-        // About a second's worth beside what is waited for, and ever less as the budget runs out.
-        let ahead = self.demand.a_second(now).saturating_sub(self.lease.units);
-        let ahead = ahead.min(available.saturating_sub(wanted) / 4);
-        let wanted = wanted.saturating_add(ahead);
-        // What is leased already stays without one, where there was none when it was.
+        if wanted.saturating_sub(self.lease.units) > self.available() {
+            self.settle_next();
+        }
+        let left = self.available().saturating_sub(wanted);
+        // About a second's worth beside what is waited for.
+        let more = self.demand.a_second(now).saturating_sub(self.lease.units);
+        let ahead = self.ahead(wanted.saturating_add(more.min(left)), now);
+        let wanted = wanted.saturating_add(more.min(self.at_once(left)));
+        // What is leased already stays without a counter, where there was none when it was.
         if wanted > 0 && self.lease.cell.is_none() && self.lease.units == 0 {
             self.lease.cell = journal.spend_cell();
         }
-        Some(Ask::new(self.rule, wanted, self.lease.cell, std::mem::take(&mut self.told_next)))
+        let cells = Cells { here: self.lease.cell, ahead: if ahead > 0 { journal.spend_cell() } else { None } };
+        Some(Ask { wanted, ahead, cells, ..self.tell() })
+    }
+
+    /// Units of the next slot to be asked for, where this one may still need so many.
+    fn ahead(&mut self, needed: u64, now: Time) -> u64 {
+        if !self.is_next_due(now) {
+            return 0;
+        }
+        self.looked_ahead = true;
+        let Some(ledger) = &self.ledger else { return 0 };
+        let Window { start, end } = ledger.bounds();
+        let millis = u64::try_from(end.millis_since(start).min(1_000)).unwrap_or(0);
+        let left = ledger.available_ahead(&self.rule, needed);
+        self.demand.a_second(now).saturating_mul(millis).div_ceil(1_000).min(self.at_once(left))
+    }
+
+    /// How many of the units that are left may be leased at once: ever less as the budget runs out, because they are lost to
+    /// everybody else meanwhile.
+    fn at_once(&self, left: u64) -> u64 {
+        left.min((left / 4).max(self.rule.capacity / PARTS))
+    }
+
+    fn tell(&mut self) -> Ask {
+        let reached = self.ledger.as_ref().map_or(Time::from_millis(i64::MIN), |ledger| ledger.bounds().start);
+        let told = std::mem::take(&mut self.told_next);
+        let freed = told.iter().filter(|one| one.over).filter_map(|one| one.cell).collect();
+        let settled = told.into_iter().map(Outcome::settled).collect();
+        Ask { rule: self.rule, settled, reached, wanted: 0, ahead: 0, cells: Cells::default(), freed }
     }
 
     /// What is to be told to the store of a lease that is not in use any more.
     pub(super) fn end(&mut self) -> Option<Ask> {
         self.settle();
-        let told = std::mem::take(&mut self.told_next);
-        (!told.is_empty()).then(|| Ask::new(self.rule, 0, None, told))
+        self.settle_next();
+        (!self.told_next.is_empty()).then(|| self.tell())
     }
 
     fn note_spent(&mut self) {
@@ -265,34 +394,70 @@ impl Budget {
 
     /// Whether something is leased, or to be told.
     pub(super) fn is_open(&self) -> bool {
-        self.lease.units > 0 || self.lease.spent > 0 || self.lease.cell.is_some() || !self.told_next.is_empty()
+        let Lease { slot: _, units, spent, cell } = self.lease;
+        units > 0 || spent > 0 || cell.is_some() || self.next.is_some() || !self.told_next.is_empty()
     }
 
-    /// Takes what the store has granted, which is counted in `cell`.
-    pub(super) fn grant(&mut self, leased: Leased, cell: Option<SpendCell>) {
-        let slot = leased.state.slot();
-        let mut ledger = leased.state;
+    /// Takes what the store has granted, and counts in `cells` what is spent of it.
+    pub(super) fn grant(&mut self, leased: Leased, cells: Cells) {
+        let Leased { granted, ahead, state: mut ledger } = leased;
+        let (slot, next_slot) = (ledger.slot(), ledger.next_slot());
+        // A slot may have begun since it was asked, and its units be in use.
+        if let Some(before) = &self.ledger {
+            ledger.catch_up(before);
+        }
         // What went back since it was asked, the store is told the next time.
         for one in &self.told_next {
             ledger.give_back(one.slot, one.returned);
         }
+        if let Some(next) = &self.next {
+            ledger.give_back(next.slot, next.units);
+        }
         self.ledger = Some(ledger);
-        if self.lease.slot != slot {
-            self.settle();
-            self.lease.slot = slot;
+        self.follow();
+        self.take(slot, granted, cells.here);
+        if self.ledger.as_ref().is_some_and(|ledger| ledger.next_slot() == next_slot) {
+            self.take_ahead(next_slot, ahead, cells.ahead);
+        } else {
+            self.take(next_slot, ahead, cells.ahead);
         }
-        if self.lease.cell.is_none() && leased.granted > 0 {
-            self.lease.cell = cell;
-            // It was another lease's when it was asked for, and goes on being counted in.
-            let number = cell.map(SpendCell::number);
-            self.told_next
-                .iter_mut()
-                .filter(|one| one.cell.map(SpendCell::number) == number)
-                .for_each(|one| one.over = false);
-        }
-        self.lease.units = self.lease.units.saturating_add(leased.granted);
         // It was asked for before the limit was lowered.
         self.give_back_excess();
+    }
+
+    /// Adds units to the lease, or gives them back where they are for a slot that is over, or would be counted in two places.
+    fn take(&mut self, slot: Slot, units: u64, cell: Option<SpendCell>) {
+        if units == 0 {
+            return;
+        }
+        let Lease { units: leased, spent, cell: own, .. } = self.lease;
+        let is_empty = leased == 0 && spent == 0 && own.is_none();
+        if slot == self.lease.slot && (is_empty || number(own) == number(cell)) {
+            self.lease.cell = cell;
+            self.lease.units = leased.saturating_add(units);
+            // A lease that had come to its end goes on.
+            self.told_next.iter_mut().filter(|one| one.is_of(slot, cell)).for_each(|one| one.over = false);
+        } else {
+            if let Some(ledger) = &mut self.ledger {
+                ledger.give_back(slot, units);
+            }
+            self.note(Outcome { slot, cell, spent: 0, returned: units, over: number(own) != number(cell) });
+        }
+    }
+
+    fn take_ahead(&mut self, slot: Slot, units: u64, cell: Option<SpendCell>) {
+        if units == 0 {
+            return;
+        }
+        if let Some(ledger) = &mut self.ledger {
+            ledger.give_back(slot, units);
+        }
+        let lease = Lease { units, cell, ..Lease::of(slot) };
+        if self.next.is_none() {
+            self.next = Some(Box::new(lease));
+        } else {
+            self.note(lease.ended());
+        }
     }
 
     pub(super) fn view(&self, now: Time) -> BudgetView {
@@ -303,7 +468,14 @@ impl Budget {
 
     /// When so many units can be spent if nothing is until then; absent where never.
     pub(super) fn available_at(&self, units: u64, now: Time) -> Option<Time> {
-        if self.covers(units) { Some(now) } else { self.ledger.as_ref()?.available_at(&self.rule, units, now) }
+        if self.covers(units) {
+            return Some(now);
+        }
+        if units > self.rule.capacity {
+            return None;
+        }
+        // What is leased is not gone: it only has to be found beside the rest.
+        self.ledger.as_ref()?.available_at(&self.rule, units.saturating_sub(self.lease.units), now)
     }
 }
 
@@ -351,9 +523,14 @@ impl BudgetList {
     }
 
     /// Takes what the store has granted of the limit that this one is, or was.
-    pub(super) fn grant(&mut self, of: &Limit, leased: Leased, cell: Option<SpendCell>) {
+    pub(super) fn grant(&mut self, of: &Limit, leased: Leased, cells: Cells) {
         if let Some((_, budget)) = self.limits.iter_mut().find(|(limit, _)| limit.continues(of)) {
-            budget.grant(leased, cell);
+            // Where the limit was taken away meanwhile and has come back, its counters have to stay.
+            let used = [number(cells.here), number(cells.ahead)];
+            for (_, ask) in &mut self.ended {
+                ask.freed.retain(|cell| !used.contains(&Some(cell.number())));
+            }
+            budget.grant(leased, cells);
         }
     }
 
@@ -400,13 +577,14 @@ mod tests {
     /// A store for one budget.
     fn answer(store: &mut Option<State>, ask: &Ask, now: Time) -> Leased {
         let mut state = store.take().unwrap_or_else(|| State::new(&ask.rule, &TimeZone::UTC, now));
-        state.advance(&ask.rule, &TimeZone::UTC, now);
+        state.advance(&ask.rule, &TimeZone::UTC, now.max(ask.reached));
         for one in &ask.settled {
             state.give_back(one.slot, one.returned);
         }
         let granted = state.grant(&ask.rule, ask.wanted);
         *store = Some(state.clone());
-        Leased { granted, state }
+        let ahead = state.grant_ahead(&ask.rule, ask.ahead);
+        Leased { granted, ahead, state }
     }
 
     fn spend(budget: &mut Budget, store: &mut Option<State>, units: u64, now: Time) -> bool {
@@ -414,7 +592,7 @@ mod tests {
         if budget.cover(units) == Cover::Unknown {
             budget.want(units);
             let ask = budget.ask(&Journal::default(), now).unwrap();
-            budget.grant(answer(store, &ask, now), None);
+            budget.grant(answer(store, &ask, now), Cells::default());
         }
         let leased = budget.cover(units) == Cover::Leased;
         if leased {
@@ -476,7 +654,7 @@ mod tests {
         budget.want(20);
         let ask = budget.ask(&Journal::default(), at(0)).unwrap();
         budget.set_rule(rule(10));
-        budget.grant(answer(&mut store, &ask, at(0)), None);
+        budget.grant(answer(&mut store, &ask, at(0)), Cells::default());
         let mut admitted = 8;
         while spend(&mut budget, &mut store, 1, at(0)) {
             admitted += 1;

@@ -12,10 +12,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::domain::{Environment, Time};
-use crate::journal::{Journal, SpendCell};
+use crate::journal::Journal;
 use crate::store::{Incarnation, LeaseBatch, Leased, StoreError};
 
-use super::budget::Asking;
+use super::budget::{Asking, Cells};
 use super::index::{AccountEntry, KeyEntry};
 use super::meter::{Asked, AskedFor, Wants};
 use super::{Engine, Error};
@@ -230,18 +230,19 @@ impl Engine {
             }
             let mut asks = Vec::with_capacity(part.len());
             let mut waiting = Vec::with_capacity(part.len());
-            for (holder, Asked { of, ask, cell, freed }) in part {
+            for (holder, Asked { of, ask, cells, freed }) in part {
                 asks.push(ask);
-                waiting.push((holder, of, cell, freed));
+                waiting.push((holder, of, cells, freed));
             }
             let batch = LeaseBatch { incarnation: self.leases.incarnation, now, asks };
             let result = self.store.lease(&batch).await;
             Self::note_store(&self.writing_fails, result.as_ref().err(), "written");
-            for ((holder, of, cell, freed), leased) in waiting.into_iter().zip(result?) {
-                for cell in freed {
+            for ((holder, of, cells, freed), leased) in waiting.into_iter().zip(result?) {
+                let unused = cells.ahead.filter(|_| leased.ahead == 0);
+                for cell in freed.into_iter().chain(unused) {
                     self.journal().free_spend_cell(cell);
                 }
-                holder.grant(&of, leased, cell);
+                holder.grant(&of, leased, cells);
             }
         }
     }
@@ -255,10 +256,10 @@ impl Holder {
         }
     }
 
-    fn grant(&self, of: &AskedFor, leased: Leased, cell: Option<SpendCell>) {
+    fn grant(&self, of: &AskedFor, leased: Leased, cells: Cells) {
         match self {
-            Self::Key(entry) => entry.with_meter(|meter| meter.grant(of, leased, cell)),
-            Self::Pool(account, environment) => account.meter(*environment).grant(of, leased, cell),
+            Self::Key(entry) => entry.with_meter(|meter| meter.grant(of, leased, cells)),
+            Self::Pool(account, environment) => account.meter(*environment).grant(of, leased, cells),
         }
     }
 

@@ -9,7 +9,7 @@ use crate::decision::quota::Rule;
 use crate::decision::{AccountTerms, Credits};
 use crate::domain::{BudgetId, Environment, KeyId, Limit, Policy, Subject, Time, Verdict};
 
-use super::budget::{Ask, Asking, Budget, BudgetList, BudgetView, Cover};
+use super::budget::{Ask, Asking, Budget, BudgetList, BudgetView, Cells, Cover};
 use crate::journal::{Journal, SpendCell, UsageCell};
 use crate::store::{LeaseAsk, Leased};
 
@@ -85,9 +85,9 @@ impl KeyMeter {
     }
 
     /// Takes what the store has granted.
-    pub(super) fn grant(&mut self, of: &AskedFor, leased: Leased, cell: Option<SpendCell>) {
+    pub(super) fn grant(&mut self, of: &AskedFor, leased: Leased, cells: Cells) {
         if let AskedFor::Limit(limit) = of {
-            self.budgets.grant(limit, leased, cell);
+            self.budgets.grant(limit, leased, cells);
         }
     }
 
@@ -209,14 +209,14 @@ impl AccountMeter {
     }
 
     /// Takes what the store has granted.
-    pub(super) fn grant(&mut self, of: &AskedFor, leased: Leased, cell: Option<SpendCell>) {
+    pub(super) fn grant(&mut self, of: &AskedFor, leased: Leased, cells: Cells) {
         match of {
-            AskedFor::Limit(limit) => self.budgets.grant(limit, leased, cell),
+            AskedFor::Limit(limit) => self.budgets.grant(limit, leased, cells),
             AskedFor::Credits(reset_day) => {
                 if let Some((credits, budget)) = &mut self.credits
                     && credits.reset_day == *reset_day
                 {
-                    budget.grant(leased, cell);
+                    budget.grant(leased, cells);
                 }
             }
         }
@@ -242,19 +242,19 @@ pub(super) enum AskedFor {
 pub(super) struct Asked {
     pub(super) of: AskedFor,
     pub(super) ask: LeaseAsk,
-    /// What is granted is counted in this.
-    pub(super) cell: Option<SpendCell>,
+    /// What is granted is counted in these.
+    pub(super) cells: Cells,
     /// The store then knows no lease of these any more.
     pub(super) freed: Vec<SpendCell>,
 }
 
 impl Asked {
     fn new(of: AskedFor, budget: BudgetId, ask: Ask, terms: &AccountTerms) -> Self {
-        let store_cell = ask.store_cell();
-        let Ask { rule, settled, wanted, cell, freed } = ask;
+        let Ask { rule, settled, reached, wanted, ahead, cells, freed } = ask;
         let (account, zone) = (terms.account_id.clone(), terms.time_zone.clone());
-        let ask = LeaseAsk { budget, account, rule, zone, settled, wanted, cell: store_cell };
-        Self { of, ask, cell, freed }
+        let (cell, ahead_cell) = cells.told();
+        let ask = LeaseAsk { budget, account, rule, zone, settled, reached, wanted, cell, ahead, ahead_cell };
+        Self { of, ask, cells, freed }
     }
 }
 

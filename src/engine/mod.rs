@@ -8,6 +8,8 @@ mod account;
 mod attempt;
 mod authority;
 mod budget;
+#[cfg(test)]
+mod budget_tests;
 mod check;
 mod error;
 mod import;

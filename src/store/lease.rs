@@ -33,10 +33,17 @@ pub struct LeaseAsk {
     pub zone: TimeZone,
     /// What has become of earlier leases since this was last said.
     pub settled: Vec<Settled>,
+    /// Where the process is with it already: the time of a slot for which it was granted units ahead, even if its clock has been
+    /// set back since. The state moves on at least to there.
+    pub reached: Time,
     /// Units to be granted, as many of them as there are; 0 asks only how it stands.
     pub wanted: u64,
     /// The counter in which what is spent of them will be counted.
     pub cell: Option<Cell>,
+    /// Units to be granted after that for the slot after the one that is reached, as many of them as there are.
+    pub ahead: u64,
+    /// The counter of those.
+    pub ahead_cell: Option<Cell>,
 }
 
 /// A counter of the journal of the process that asks.
@@ -66,6 +73,8 @@ pub struct Settled {
 pub struct Leased {
     /// Units granted, for the slot in which the state is.
     pub granted: u64,
+    /// Units granted for the slot after that.
+    pub ahead: u64,
     /// The state.
     pub state: State,
 }

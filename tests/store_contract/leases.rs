@@ -28,8 +28,11 @@ fn ask(account: &str, limit: &Limit, wanted: u64) -> LeaseAsk {
         rule: Rule::of(limit),
         zone: TimeZone::UTC,
         settled: vec![],
+        reached: Time::from_millis(0),
         wanted,
         cell: None,
+        ahead: 0,
+        ahead_cell: None,
     }
 }
 
@@ -183,4 +186,67 @@ pub(crate) async fn leases_at_once_share_what_there_is(store: SharedStore) {
         calls.spawn(async move { one(&store, Incarnation([i; 16]), ask).await.granted });
     }
     assert_eq!(calls.join_all().await.iter().sum::<u64>(), 1_000);
+}
+
+pub(crate) async fn units_of_the_next_slot_are_leased_before_it_begins(store: SharedStore) {
+    for algorithm in [Algorithm::FixedWindow, Algorithm::SlidingWindow] {
+        let limit = limit(10, algorithm);
+        let ahead = |wanted, ahead| LeaseAsk { ahead, ..ask("acct_a", &limit, wanted) };
+        let leased = one(&store, FIRST, ahead(6, 3)).await;
+        assert_eq!((leased.granted, leased.ahead), (6, 3), "{algorithm:?}");
+        let (now, next) = (leased.state.slot(), leased.state.next_slot());
+        // In a sliding window they are some of the same units; in a fixed one they are the next window's.
+        let (left, left_ahead) = if algorithm == Algorithm::FixedWindow { (4, 7) } else { (1, 0) };
+        let leased = one(&store, SECOND, ahead(9, 9)).await;
+        assert_eq!((leased.granted, leased.ahead), (left, left_ahead), "{algorithm:?}");
+        // Those that are not needed, before their slot begins and after.
+        let returned = LeaseAsk { settled: settled(next, 0, 1), ..ahead(0, 1) };
+        assert_eq!(one(&store, FIRST, returned).await.ahead, 1);
+        let begun = leased.state.bounds().end;
+        let spent = [settled(now, 5, 1), settled(next, 2, 1)].concat();
+        let after = LeaseAsk { settled: spent, ..ask("acct_a", &limit, 99) };
+        let leased = lease(&store, FIRST, begun, vec![after]).await.remove(0);
+        assert_eq!(leased.state.slot(), next);
+        let room = if algorithm == Algorithm::FixedWindow { 10 - 2 - 7 } else { 10 - 5 - 1 - 2 };
+        assert_eq!(leased.granted, room, "{algorithm:?}");
+        let closed = store.close_leases(THIRD, begun, Uncertain::Charge, None).await.unwrap().uncertain;
+        let of = |slot: Slot| closed.iter().filter(|lease| lease.slot == slot).map(|lease| lease.units).sum::<u64>();
+        assert_eq!((of(now), of(next)), (left, left_ahead + room), "{algorithm:?}");
+    }
+}
+
+pub(crate) async fn units_leased_ahead_by_the_dead_are_charged_or_refunded(store: SharedStore) {
+    for (policy, left) in [(Uncertain::Charge, 3), (Uncertain::Refund, 10)] {
+        for algorithm in [Algorithm::FixedWindow, Algorithm::SlidingWindow] {
+            let limit = Limit {
+                name: LimitName::parse(&format!("{policy:?}").to_lowercase()).unwrap(),
+                ..limit(10, algorithm)
+            };
+            let leased = one(&store, FIRST, LeaseAsk { ahead: 7, ..ask("acct_a", &limit, 0) }).await;
+            let closed = store.close_leases(SECOND, NOW, policy, None).await.unwrap().uncertain;
+            let closed: Vec<_> = closed.iter().map(|lease| (lease.slot, lease.units)).collect();
+            assert_eq!(closed, [(leased.state.next_slot(), 7)]);
+            let begun = leased.state.bounds().end;
+            assert_eq!(
+                lease(&store, SECOND, begun, vec![ask("acct_a", &limit, 99)]).await[0].granted,
+                left,
+                "{limit:?}"
+            );
+            store.close_leases(FIRST, begun, Uncertain::Charge, None).await.unwrap();
+        }
+    }
+}
+
+pub(crate) async fn a_slot_that_was_begun_is_not_left_again_where_the_clock_is_set_back(store: SharedStore) {
+    for algorithm in [Algorithm::FixedWindow, Algorithm::SlidingWindow] {
+        let limit = limit(10, algorithm);
+        let leased = one(&store, FIRST, LeaseAsk { ahead: 5, ..ask("acct_a", &limit, 2) }).await;
+        let (next, reached) = (leased.state.next_slot(), leased.state.bounds().end);
+        // All were spent in their slot before the store heard that it has begun, and the clock is back before it.
+        let told = LeaseAsk { settled: settled(next, 5, 0), reached, ..ask("acct_a", &limit, 0) };
+        assert_eq!(one(&store, FIRST, told).await.state.slot(), next);
+        let restarted = one(&store, SECOND, ask("acct_a", &limit, 99)).await;
+        let left = if algorithm == Algorithm::FixedWindow { 5 } else { 3 };
+        assert_eq!((restarted.state.slot(), restarted.granted), (next, left), "{algorithm:?}");
+    }
 }

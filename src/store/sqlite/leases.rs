@@ -10,7 +10,8 @@ use super::writer::Writer;
 use crate::decision::quota::{Slot, State};
 use crate::domain::{AccountId, BudgetId, KeyId, Time};
 use crate::store::{
-    Closed, ClosedLease, Incarnation, KnownSpends, LeaseAsk, LeaseBatch, Leased, StoreError, Uncertain, UncertainRow,
+    Cell, Closed, ClosedLease, Incarnation, KnownSpends, LeaseAsk, LeaseBatch, Leased, Settled, StoreError, Uncertain,
+    UncertainRow,
 };
 
 /// Rows of one statement: few enough for SQLite's 32,766 parameters at eight each.
@@ -35,9 +36,14 @@ async fn grant(connection: &mut SqliteConnection, batch: &LeaseBatch) -> Result<
     for ask in &batch.asks {
         let id = ask.budget.as_str();
         // One that is asked for twice goes on from what the first has left.
-        let one = answer(ask, after.get(id).or_else(|| before.get(id)).cloned(), batch.now);
-        // That time has passed is no news: it would be found out again.
-        if one.granted > 0 || ask.settled.iter().any(|one| one.returned > 0) || after.contains_key(id) {
+        let state = after.get(id).or_else(|| before.get(id));
+        let one = answer(ask, state.cloned(), batch.now);
+        // That time has passed is no news: it would be found out again. That units were spent in a slot is, where they were
+        // granted before it began: a clock that is set back must not lead back to before it.
+        let begun = |settled: &Settled| {
+            settled.returned > 0 || (settled.slot == one.state.slot() && state.map(State::slot) != Some(settled.slot))
+        };
+        if one.granted > 0 || one.ahead > 0 || ask.settled.iter().any(begun) || after.contains_key(id) {
             after.insert(id, one.state.clone());
         }
         leased.push(one);
@@ -88,30 +94,36 @@ impl Move<'_> {
 
 /// What one ask makes of a budget.
 fn answer(ask: &LeaseAsk, before: Option<State>, now: Time) -> Leased {
-    let LeaseAsk { rule, zone, settled, wanted, .. } = ask;
+    let LeaseAsk { rule, zone, settled, reached, wanted, ahead, .. } = ask;
+    let now = now.max(*reached);
     let mut state = before.unwrap_or_else(|| State::new(rule, zone, now));
     state.advance(rule, zone, now);
     for one in settled {
         state.give_back(one.slot, one.returned);
     }
     let granted = state.grant(rule, *wanted);
-    Leased { granted, state }
+    let ahead = state.grant_ahead(rule, *ahead);
+    Leased { granted, ahead, state }
 }
 
 /// How the leases of a budget change. What is granted comes last, so that its counter is what a new lease begins with.
 fn moves<'a>(ask: &'a LeaseAsk, leased: &Leased) -> impl Iterator<Item = (Slot, i64, Move<'a>)> + use<'a> {
     let signed = |units: u64| i64::try_from(units).unwrap_or(i64::MAX);
     let number = |cell: Option<u32>| cell.map_or(NO_CELL, i64::from);
-    let (slot, cell, account) = (leased.state.slot(), ask.cell.map(|cell| cell.number), ask.account.as_str());
-    let told = ask.settled.iter().filter(|one| one.slot == slot && one.cell == cell).map(|one| one.spent);
-    let value = ask.cell.map_or(0, |cell| cell.value);
-    let base = value.wrapping_sub(told.fold(0, u64::saturating_add)).cast_signed();
-    let granted = (slot, number(cell), Move { units: signed(leased.granted), settled: 0, base, account });
+    let account = ask.account.as_str();
+    let granted = |slot: Slot, units: u64, cell: Option<Cell>| {
+        let told = ask.settled.iter().filter(|one| one.slot == slot && one.cell == cell.map(|cell| cell.number));
+        let told = told.map(|one| one.spent).fold(0, u64::saturating_add);
+        let base = cell.map_or(0, |cell| cell.value).wrapping_sub(told).cast_signed();
+        (slot, number(cell.map(|cell| cell.number)), Move { units: signed(units), settled: 0, base, account })
+    };
+    let here = granted(leased.state.slot(), leased.granted, ask.cell);
+    let ahead = granted(leased.state.next_slot(), leased.ahead, ask.ahead_cell);
     let settled = ask.settled.iter().map(move |one| {
         let units = -signed(one.spent.saturating_add(one.returned));
         (one.slot, number(one.cell), Move { units, settled: signed(one.spent), base: 0, account })
     });
-    settled.chain([granted])
+    settled.chain([here, ahead])
 }
 
 async fn states(connection: &mut SqliteConnection, ids: &[&str]) -> Result<HashMap<String, State>, StoreError> {

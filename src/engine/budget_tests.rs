@@ -1,0 +1,236 @@
+//! Budgets that lease ahead answer as if they did not.
+
+use proptest::prelude::*;
+
+use super::budget::{Ask, Budget, Cells, Cover};
+use crate::decision::quota::{Rule, State};
+use crate::domain::{Algorithm, Limit, LimitName, Period, Time, TimeZone};
+use crate::journal::Journal;
+use crate::store::Leased;
+
+fn rule(capacity: u64, algorithm: Algorithm) -> Rule {
+    Rule::of(&Limit { name: LimitName::parse("l").unwrap(), capacity, period: Period::Minute, algorithm })
+}
+
+/// A budget, and the store of it.
+#[derive(Debug)]
+struct Bench {
+    rule: Rule,
+    budget: Budget,
+    store: Option<State>,
+    /// What the store has answered, and the budget has not heard yet.
+    answer: Option<Leased>,
+    /// Units that are leased by what the store was told.
+    leased: i64,
+    waits: u32,
+}
+
+impl Bench {
+    fn new(rule: Rule) -> Self {
+        Self { rule, budget: Budget::new(rule), store: None, answer: None, leased: 0, waits: 0 }
+    }
+
+    fn serve(&mut self, ask: Option<Ask>, now: Time) {
+        let Some(ask) = ask else { return };
+        let now = now.max(ask.reached);
+        let mut state = self.store.take().unwrap_or_else(|| State::new(&ask.rule, &TimeZone::UTC, now));
+        state.advance(&ask.rule, &TimeZone::UTC, now);
+        for one in &ask.settled {
+            state.give_back(one.slot, one.returned);
+            self.leased -= i64::try_from(one.spent + one.returned).unwrap();
+        }
+        let granted = state.grant(&ask.rule, ask.wanted);
+        let ahead = state.grant_ahead(&ask.rule, ask.ahead);
+        self.leased += i64::try_from(granted + ahead).unwrap();
+        assert!(self.leased >= 0, "units went back that were never leased");
+        self.store = Some(state.clone());
+        assert!(self.answer.replace(Leased { granted, ahead, state }).is_none(), "one question at a time");
+    }
+
+    fn hear(&mut self) {
+        if let Some(leased) = self.answer.take() {
+            self.budget.grant(leased, Cells::default());
+        }
+    }
+
+    /// Whether so many units are admitted. What nobody waits for is asked, and stays unheard where `late` is set.
+    fn check(&mut self, units: u64, now: Time, late: bool) -> bool {
+        self.budget.advance(&TimeZone::UTC, now);
+        for _ in 0..4 {
+            match self.budget.cover(units) {
+                Cover::Leased => {
+                    if self.budget.spend(units, now) && self.answer.is_none() {
+                        self.budget.want(0);
+                        let ask = self.budget.ask(&Journal::default(), now);
+                        self.serve(ask, now);
+                    }
+                    if !late {
+                        self.hear();
+                    }
+                    return true;
+                }
+                Cover::Short => return false,
+                Cover::Unknown => {
+                    self.waits += 1;
+                    self.hear();
+                    self.budget.want(units);
+                    let ask = self.budget.ask(&Journal::default(), now);
+                    self.serve(ask, now);
+                    self.hear();
+                    self.budget.advance(&TimeZone::UTC, now);
+                }
+            }
+        }
+        panic!("asks for ever: {self:?}");
+    }
+
+    /// Whether the second that is over was an idle one. Leases then go back.
+    fn tidy(&mut self, now: Time) {
+        self.hear();
+        if self.budget.is_idle(now) {
+            let ask = self.budget.end();
+            assert!(!self.budget.is_open());
+            self.serve(ask, now);
+        }
+    }
+
+    fn last(&mut self, now: Time) {
+        self.hear();
+        let ask = self.budget.end();
+        self.serve(ask, now);
+        assert_eq!(self.leased, 0, "nothing is leased that nobody knows of");
+    }
+}
+
+fn at(millis: i64) -> Time {
+    Time::from_millis(millis)
+}
+
+#[test]
+fn under_steady_demand_only_the_first_checks_wait() {
+    for (algorithm, capacity, step) in [
+        (Algorithm::FixedWindow, 2_000, 60),
+        (Algorithm::FixedWindow, 1_000, 60),
+        (Algorithm::SlidingWindow, 2_000, 60),
+        (Algorithm::SlidingWindow, 12_000, 10),
+    ] {
+        let mut bench = Bench::new(rule(capacity, algorithm));
+        for i in 0..180_000 / step {
+            assert!(bench.check(1, at(i * step), false));
+        }
+        assert!(bench.waits <= 3, "{algorithm:?} {capacity}: {}", bench.waits);
+        bench.last(at(180_000));
+    }
+}
+
+#[test]
+fn a_sliding_window_at_its_limit_waits_once_in_a_window() {
+    let mut bench = Bench::new(rule(1_000, Algorithm::SlidingWindow));
+    let admitted = (0..6_000).filter(|i| bench.check(1, at(i * 60), false)).count();
+    assert!((5_900..=6_000).contains(&admitted), "{admitted}");
+    assert!(bench.waits <= 20, "{}", bench.waits);
+}
+
+#[test]
+fn what_is_leased_ahead_is_no_reason_to_refuse() {
+    let mut bench = Bench::new(rule(20, Algorithm::SlidingWindow));
+    for millis in [500, 1_500, 1_600] {
+        assert!(bench.check(1, at(millis), false));
+    }
+    let ahead = bench.store.as_ref().unwrap().available_ahead(&bench.rule, 0);
+    assert!(bench.store.as_ref().unwrap().available(&bench.rule) <= ahead && bench.leased > 0);
+    assert_eq!(bench.budget.view(at(1_600)).remaining, 17);
+    assert_eq!(bench.budget.available_at(18, at(1_600)), Some(at(61_000)), "as if nothing was leased");
+    assert!(bench.check(17, at(1_700), false));
+    assert!(!bench.check(1, at(1_800), false));
+    bench.last(at(1_800));
+}
+
+#[test]
+fn a_slot_that_the_clock_jumps_past_gives_its_units_back() {
+    for algorithm in [Algorithm::FixedWindow, Algorithm::SlidingWindow] {
+        let mut bench = Bench::new(rule(1_000, algorithm));
+        for i in 0..60 {
+            assert!(bench.check(1, at(57_000 + i * 50), false));
+        }
+        let spare = bench.leased;
+        assert!(spare > 0);
+        assert!(bench.check(1_000, at(400_000), false), "{algorithm:?}");
+        bench.last(at(400_000));
+        assert_eq!(bench.store.unwrap().available(&bench.rule), 0);
+    }
+}
+
+#[test]
+fn units_leased_ahead_fit_a_limit_that_was_lowered() {
+    for algorithm in [Algorithm::FixedWindow, Algorithm::SlidingWindow] {
+        let mut bench = Bench::new(rule(1_000, algorithm));
+        for i in 0..60 {
+            assert!(bench.check(1, at(57_000 + i * 50), true));
+        }
+        bench.rule = rule(70, algorithm);
+        bench.budget.set_rule(bench.rule);
+        let admitted = (0..100).filter(|i| bench.check(1, at(60_000 + i), true)).count();
+        assert_eq!(admitted, if algorithm == Algorithm::FixedWindow { 70 } else { 10 });
+        bench.last(at(61_000));
+    }
+}
+
+/// What can happen.
+#[derive(Clone, Debug)]
+enum Step {
+    /// The clock moves so far, also back; then a check of so many units, after which the store's answer is late.
+    Check(i64, u64, bool),
+    /// The store's answer comes, and what is idle goes back.
+    Tidy,
+    Capacity(u64),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let clock = prop_oneof![20 => 0_i64..300, 4 => 300_i64..1_500, 1 => 0_i64..100_000, 1 => -100_000_i64..0];
+    let check = (clock, 0_u64..4, any::<bool>()).prop_map(|(millis, units, late)| Step::Check(millis, units, late));
+    let step = prop_oneof![40 => check, 2 => Just(Step::Tidy), 1 => (0_u64..60).prop_map(Step::Capacity)];
+    prop::collection::vec(step, 1..400)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever is leased, and for when, and however late the store answers: a check is refused if and only if the units
+    /// are really spent, and the views say what is left of them.
+    #[test]
+    fn a_budget_answers_as_if_units_were_spent_one_by_one(
+        steps in steps(),
+        start in 55_000_i64..60_000,
+        sliding in any::<bool>(),
+        capacity in 1_u64..60,
+    ) {
+        let algorithm = if sliding { Algorithm::SlidingWindow } else { Algorithm::FixedWindow };
+        let mut bench = Bench::new(rule(capacity, algorithm));
+        let (mut wall, mut model) = (start, None);
+        for step in steps {
+            match step {
+                Step::Check(millis, units, late) => {
+                    wall += millis;
+                    let model = model.get_or_insert_with(|| State::new(&bench.rule, &TimeZone::UTC, at(wall)));
+                    model.advance(&bench.rule, &TimeZone::UTC, at(wall));
+                    let expected = model.available(&bench.rule) >= units;
+                    prop_assert_eq!(bench.check(units, at(wall), late), expected, "{:?} {:?}", model, bench);
+                    if expected {
+                        model.grant(&bench.rule, units);
+                    }
+                    let left = model.available(&bench.rule);
+                    prop_assert_eq!(bench.budget.view(at(wall)).remaining, left);
+                    let more = left + 1;
+                    prop_assert_eq!(bench.budget.available_at(more, at(wall)), model.available_at(&bench.rule, more, at(wall)));
+                }
+                Step::Tidy => bench.tidy(at(wall)),
+                Step::Capacity(capacity) => {
+                    bench.rule = rule(capacity, algorithm);
+                    bench.budget.set_rule(bench.rule);
+                }
+            }
+        }
+        bench.last(at(wall));
+    }
+}
