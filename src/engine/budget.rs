@@ -162,6 +162,16 @@ impl Budget {
         }
     }
 
+    /// Units leased.
+    pub(super) const fn leased(&self) -> u64 {
+        self.lease.units
+    }
+
+    /// Units that the store may still grant, by what is known. All, before it was asked.
+    pub(super) fn unleased(&self) -> u64 {
+        self.ledger.as_ref().map_or(self.rule.capacity, |ledger| ledger.available(&self.rule))
+    }
+
     /// Whether the store has ever said how it stands.
     pub(super) fn is_asked(&self) -> bool {
         self.ledger.is_some()

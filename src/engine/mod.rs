@@ -5,6 +5,7 @@
 //! even if the client goes away, or the index would miss what the store has (`transport` spawns them).
 
 mod account;
+mod adjust;
 mod attempt;
 mod authority;
 mod budget;
@@ -20,6 +21,7 @@ mod load;
 mod meter;
 pub mod pepper;
 mod plan;
+mod purse;
 mod usage;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,6 +35,7 @@ use crate::domain::Revision;
 use crate::store::{Commit, CommitError, Incarnation, SharedStore, StoreError, Uncertain};
 
 pub use account::AccountPatch;
+pub use adjust::{Adjusted, CreditAdjustment};
 pub use attempt::Attempt;
 pub use authority::{Caller, KeyCaller};
 pub use check::{Answer, COST_MAX, Check, Subject};

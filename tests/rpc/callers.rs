@@ -93,6 +93,9 @@ fn calls() -> Vec<Call> {
             let account = Account { id: ids.account.clone(), name: "changed".to_owned(), ..Account::default() };
             client.update_account(UpdateAccountRequest { account: Some(account), update_mask: None })
         })),
+        operators(call!("AccountService/AdjustCredits", [ADMIN], |client, ids| {
+            client.adjust_credits(given(&ids.account))
+        })),
         operators(call!("PlanService/CreatePlan", [ADMIN], |client, ids| {
             client.create_plan(CreatePlanRequest { plan: Some(plan(&format!("{}-more", ids.plan))) })
         })),
@@ -107,6 +110,11 @@ fn calls() -> Vec<Call> {
             client.delete_plan(DeletePlanRequest { id: format!("{}-more", ids.plan), etag: String::new() })
         })),
     ]
+}
+
+fn given(account: &str) -> AdjustCreditsRequest {
+    let (account_id, reason) = (account.to_owned(), "a test".to_owned());
+    AdjustCreditsRequest { account_id, amount: 1, reason, operation_id: String::new() }
 }
 
 /// Whether the call went past the question who may make it.
