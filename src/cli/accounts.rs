@@ -107,7 +107,7 @@ pub(super) struct AdjustCreditsArgs {
     /// The account's id.
     id: String,
     /// Credits to give, or, below 0, to take away from what is left of those given.
-    #[arg(allow_hyphen_values = true)]
+    #[arg(allow_negative_numbers = true)]
     amount: i64,
     /// Why; it is kept in the audit trail.
     #[arg(long, value_name = "TEXT")]

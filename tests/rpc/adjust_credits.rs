@@ -1,6 +1,10 @@
 //! `AdjustCredits`, and what checks make of it.
 
 use serde_json::json;
+use tollgate::proto::envoy::extensions::common::ratelimit::v3::RateLimitDescriptor;
+use tollgate::proto::envoy::extensions::common::ratelimit::v3::rate_limit_descriptor::Entry;
+use tollgate::proto::envoy::service::ratelimit::v3::RateLimitRequest;
+use tollgate::proto::envoy::service::ratelimit::v3::rate_limit_response::Code as Limited;
 use tollgate::proto::v1::*;
 use tollgate::store::Uncertain;
 use tonic::{Code, Status as Refusal};
@@ -159,6 +163,23 @@ async fn what_is_told_elsewhere_is_both_together() {
     server.flush().await;
     let usage = GetUsageRequest { account_id: ACCOUNT.to_owned(), ..GetUsageRequest::default() };
     assert_eq!(server.operator.get_usage(usage).await.unwrap().totals.unwrap().credits, 7);
+}
+
+#[tokio::test]
+async fn a_proxy_is_told_no_more_than_there_is() {
+    let (server, secret) = counting(5).await;
+    adjust(&server, by(10)).await.unwrap();
+    assert!(spend(&server, &secret, 2).await.allowed);
+    let entries = vec![Entry { key: "account_id".to_owned(), value: ACCOUNT.to_owned() }];
+    let descriptors = vec![RateLimitDescriptor { entries, hits_addend: Some(7), ..Default::default() }];
+    for (code, quota, left) in [(Limited::Ok, 11, 6), (Limited::OverLimit, 11, 6)] {
+        let request = RateLimitRequest { descriptors: descriptors.clone(), ..Default::default() };
+        let answer = server.operator.should_rate_limit(request).await.unwrap();
+        let status = answer.statuses[0].clone();
+        assert_eq!((status.code(), status.limit_remaining), (code, left));
+        assert_eq!(status.current_limit.unwrap().requests_per_unit, quota);
+    }
+    assert_eq!(left(spend(&server, &secret, 0).await.credits), (0, 6));
 }
 
 #[tokio::test]
