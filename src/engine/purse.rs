@@ -339,6 +339,15 @@ mod tests {
     }
 
     #[test]
+    fn an_allowance_that_is_used_up_is_not_asked_for() {
+        let mut rig = Rig::new(terms(2, 1_000));
+        assert!(rig.spend(2, at(0)).is_some());
+        assert!(rig.purse().want(500, 500));
+        let asks = rig.purse().asks(at(0), Asking::Wanted);
+        assert_eq!(asks.into_iter().map(|(fund, ask)| (fund, ask.wanted)).collect::<Vec<_>>(), [(Fund::TopUps, 500)]);
+    }
+
+    #[test]
     fn top_ups_need_no_allowance_and_an_allowance_no_top_ups() {
         let mut rig = Rig::new(terms(0, 5));
         assert_eq!(rig.spend(5, at(0)), Some(vec![(false, 5)]));
