@@ -24,8 +24,8 @@ use tollgate::decision::window::{Calendar, window_at};
 use tollgate::decision::{AccountTerms, Expiry, KeyPhase, KeyRecord, Request, authorize};
 use tollgate::domain::{
     Account, AccountId, AccountStatus, Algorithm, EndpointPattern, Environment, KeyId, Limit, LimitName, Metadata,
-    Period, Plan, PlanId, Policy, Restrictions, Revision, Scope, ScopeRef, SecretHash, Time, TimeZone, UNITS_MAX,
-    Verdict,
+    Period, Plan, PlanId, Policy, Restrictions, Revision, Scope, ScopeRef, SecretHash, Time, TimeZone, TopUps,
+    UNITS_MAX, Verdict,
 };
 use tollgate::engine::{Answer, Check, Engine, Options};
 use tollgate::store::{Loaded, LoadedKey};
@@ -89,6 +89,7 @@ fn account(id: &str, plan: &Plan) -> Account {
         account_limits: Vec::new(),
         credits: None,
         credits_reset_day: 1,
+        top_ups: TopUps::default(),
         metadata: Metadata::default(),
         create_time: NOW,
         update_time: NOW,

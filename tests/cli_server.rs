@@ -176,6 +176,26 @@ fn suspending_an_account_stops_its_keys() {
 }
 
 #[test]
+fn credits_are_given_and_taken_away() {
+    let server = Server::start();
+    let account = server.account();
+    let adjust = ["accounts", "adjust-credits", &account];
+    let invoice = [&adjust[..], &["700", "--reason", "paid", "--operation-id", "invoice-7"]].concat();
+    let given = server.json(&invoice);
+    assert_eq!((&given["account"]["topped_up_credits"], &given["credits"]["remaining"]), (&700.into(), &1_200.into()));
+    assert_eq!(server.json(&invoice)["credits"]["topped_up_remaining"], 700);
+    let taken = text(&server.run(&[&adjust[..], &["--reason", "booked twice", "-100"]].concat()));
+    assert!(taken.lines().any(|line| line.split_whitespace().eq(["topped", "up", "600"])), "{taken}");
+    assert!(taken.lines().any(|line| line.starts_with("top-ups ") && line.contains("600  ")), "{taken}");
+    assert!(taken.lines().any(|line| line.starts_with("credits ") && line.contains("500  ")), "{taken}");
+    let too_much = server.run(&[&adjust[..], &["-601", "--reason", "all of it"]].concat());
+    assert_eq!((code(&too_much), said(&too_much).contains("600 topped-up credits left")), (1, true));
+    let again = server.run(&[&adjust[..], &["7", "--reason", "paid", "--operation-id", "invoice-7"]].concat());
+    assert_eq!((code(&again), said(&again).contains("`invoice-7`")), (1, true), "{}", said(&again));
+    assert_eq!(server.json(&["accounts", "get", &account])["topped_up_credits"], 600);
+}
+
+#[test]
 fn plans_are_changed_only_where_they_differ() {
     let server = Server::start();
     let file = server.home.path().join("plans.toml");

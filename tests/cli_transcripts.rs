@@ -100,6 +100,8 @@ fn what_is_not_understood_exits_with_2() {
         &["keys", "list", "--token", "sk_live_x"],
         &["keys", "create", "--name", "n", "--limit", "100"],
         &["keys", "create", "--name", "n", "--expires", "tomorrow"],
+        &["accounts", "adjust-credits", "acct_a", "5"],
+        &["accounts", "adjust-credits", "acct_a", "five", "--reason", "r"],
         &["check", "sk_live_x"],
         &["serve", "--grpc-adr", "127.0.0.1:1"],
         &["keys", "list", "--max", "0"],

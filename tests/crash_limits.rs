@@ -19,7 +19,10 @@ const KEYS: usize = 4;
 /// Of each key, and of all together.
 const KEY_CAPACITY: i64 = 6_000;
 const POOL_CAPACITY: i64 = 20_000;
-const CREDITS: i64 = 15_000;
+/// Of the month, and topped up.
+const CREDITS: i64 = ALLOWANCE + TOPPED_UP;
+const ALLOWANCE: i64 = 5_000;
+const TOPPED_UP: i64 = 10_000;
 
 /// What the clients were told.
 #[derive(Debug, Default)]
@@ -52,12 +55,19 @@ async fn make_keys(server: &Server, token: &str) -> (String, Vec<String>) {
     let account = Account {
         id: account_id.clone(),
         account_limits: vec![limit("pool", POOL_CAPACITY)],
-        monthly_credits: Some(CREDITS),
+        monthly_credits: Some(ALLOWANCE),
         ..Account::default()
     };
     let paths = ["account_limits", "monthly_credits"].map(str::to_owned).to_vec();
     let update_mask = Some(prost_types::FieldMask { paths });
     accounts.update_account(UpdateAccountRequest { account: Some(account), update_mask }).await.unwrap();
+    let top_up = AdjustCreditsRequest {
+        account_id: account_id.clone(),
+        amount: TOPPED_UP,
+        reason: "a test".into(),
+        ..Default::default()
+    };
+    accounts.adjust_credits(top_up).await.unwrap();
     let mut keys = server.keys(token).await;
     let mut secrets = Vec::new();
     for i in 0..KEYS {

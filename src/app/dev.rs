@@ -7,7 +7,7 @@ use secrecy::SecretString;
 
 use crate::config::parse_plans;
 use crate::domain::{
-    Account, AccountId, AccountStatus, Environment, Metadata, PlanId, Policy, Revision, Scope, Time, TimeZone,
+    Account, AccountId, AccountStatus, Environment, Metadata, PlanId, Policy, Revision, Scope, Time, TimeZone, TopUps,
 };
 use crate::engine::{Caller, Engine, KeyFilter, MadeKey, NewKey};
 
@@ -83,6 +83,7 @@ async fn make(engine: &Engine, account_id: &AccountId) -> Result<DevSecrets, Fai
         account_limits: Vec::new(),
         credits: None,
         credits_reset_day: 1,
+        top_ups: TopUps::default(),
         metadata: Metadata::new(),
         create_time: zero,
         update_time: zero,

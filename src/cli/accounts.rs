@@ -3,13 +3,14 @@
 use clap::{Args, Subcommand};
 use prost_types::FieldMask;
 
+use super::check;
 use super::client::ClientArgs;
 use super::failure::{Failure, Outcome};
 use super::out::{self, Output, Record, Rows};
 use super::values;
 use crate::proto::v1::{
-    Account, AccountStatus, CreateAccountRequest, GetAccountRequest, Limit, ListAccountsRequest, ListAccountsResponse,
-    UpdateAccountRequest,
+    Account, AccountStatus, AdjustCreditsRequest, AdjustCreditsResponse, CreateAccountRequest, GetAccountRequest,
+    Limit, ListAccountsRequest, ListAccountsResponse, UpdateAccountRequest,
 };
 
 #[derive(Debug, Subcommand)]
@@ -29,6 +30,8 @@ pub(super) enum AccountsCommand {
     },
     /// Change an account; it holds from the next check on.
     Update(UpdateArgs),
+    /// Give it credits that don't end with the month, or take such away.
+    AdjustCredits(AdjustCreditsArgs),
     /// Refuse all of its keys, until it is resumed.
     Suspend {
         /// The account's id.
@@ -99,6 +102,21 @@ pub(super) struct UpdateArgs {
     etag: String,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct AdjustCreditsArgs {
+    /// The account's id.
+    id: String,
+    /// Credits to give, or, below 0, to take away from what is left of those given.
+    #[arg(allow_negative_numbers = true)]
+    amount: i64,
+    /// Why; it is kept in the audit trail.
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+    /// What this is called: the same again changes nothing, so that it can be repeated when nobody knows whether it was done.
+    #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
+    operation_id: String,
+}
+
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum Clearable {
     KeyLimits,
@@ -131,9 +149,26 @@ pub(super) async fn run(client: &ClientArgs, command: AccountsCommand, output: O
         }
         AccountsCommand::List { max } => list(client, max, output).await,
         AccountsCommand::Update(args) => update(client, update_request(args)?, output).await,
+        AccountsCommand::AdjustCredits(args) => adjust_credits(client, args, output).await,
         AccountsCommand::Suspend { id } => update(client, status_request(id, AccountStatus::Suspended), output).await,
         AccountsCommand::Resume { id } => update(client, status_request(id, AccountStatus::Active), output).await,
     }
+}
+
+async fn adjust_credits(client: &ClientArgs, args: AdjustCreditsArgs, output: Output) -> Outcome {
+    let AdjustCreditsArgs { id, amount, reason, operation_id } = args;
+    let request = AdjustCreditsRequest { account_id: id, amount, reason, operation_id };
+    let answer = client.connect().await?.accounts().adjust_credits(request).await?.into_inner();
+    if output == Output::Json {
+        return out::message_json("AdjustCreditsResponse", &answer);
+    }
+    let AdjustCreditsResponse { account, credits, revision: _ } = answer;
+    show(&account.unwrap_or_default(), output)?;
+    if credits.is_some() {
+        out::say("")?;
+        check::show_budgets(&[], credits.as_ref())?;
+    }
+    Ok(())
 }
 
 async fn update(client: &ClientArgs, request: UpdateAccountRequest, output: Output) -> Outcome {
@@ -248,6 +283,7 @@ fn show(account: &Account, output: Output) -> Outcome {
     record.add_some("key limits", &limits(&account.key_limits));
     record.add_some("account limits", &limits(&account.account_limits));
     record.add("monthly credits", credits).add("credits reset day", account.credits_reset_day.to_string());
+    record.add("topped up", account.topped_up_credits.to_string());
     record.add_some("metadata", &values::show_metadata(&account.metadata));
     record.add("created", out::time(account.create_time.as_ref()));
     record.add("changed", out::time(account.update_time.as_ref())).add("etag", &account.etag);

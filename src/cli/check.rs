@@ -157,10 +157,21 @@ pub(super) fn show_budgets(limits: &[LimitState], credits: Option<&CreditState>)
             "account".into(),
             credits.allowance.to_string(),
             "month".into(),
-            credits.remaining.to_string(),
+            credits.remaining.saturating_sub(credits.topped_up_remaining).to_string(),
             out::time(credits.reset_time.as_ref()),
             exceeded(credits.exceeded),
         ]);
+        if credits.topped_up_remaining > 0 {
+            rows.add([
+                "top-ups".into(),
+                "account".into(),
+                "-".into(),
+                "-".into(),
+                credits.topped_up_remaining.to_string(),
+                "never".into(),
+                exceeded(credits.exceeded),
+            ]);
+        }
     }
     rows.print()
 }

@@ -105,7 +105,7 @@ mod tests {
     use crate::decision::Expiry;
     use crate::domain::{
         Account, AccountId, EndpointPattern, Plan, PlanId, Policy, ReferrerPattern, Restrictions, Revision, Scope,
-        TimeZone,
+        TimeZone, TopUps,
     };
 
     const NOW: Time = Time::from_millis(1_000_000);
@@ -137,6 +137,7 @@ mod tests {
             account_limits: vec![],
             credits: None,
             credits_reset_day: 1,
+            top_ups: TopUps::default(),
             metadata: std::collections::BTreeMap::new(),
             create_time: NOW,
             update_time: NOW,

@@ -60,6 +60,12 @@ impl Rule {
     pub const fn of_credits(allowance: u64, reset_day: u8) -> Self {
         Self { capacity: allowance, motion: Motion::Fixed(Calendar::MonthFrom(reset_day)) }
     }
+
+    /// Of credits that no month ends.
+    #[must_use]
+    pub const fn of_top_ups(topped_up: u64) -> Self {
+        Self { capacity: topped_up, motion: Motion::Fixed(Calendar::Never) }
+    }
 }
 
 /// What was granted of one limit to one subject. A store keeps it as serde writes it, and does not look inside.
@@ -126,7 +132,7 @@ impl State {
     pub fn advance(&mut self, rule: &Rule, zone: &TimeZone, now: Time) {
         match (&mut self.0, rule.motion) {
             (Inner::Fixed { window, granted, ahead }, Motion::Fixed(calendar)) => {
-                if now >= window.end {
+                if now >= window.end && *window != Window::ETERNAL {
                     begin(window_at(calendar, zone, now), window, granted, ahead);
                 }
             }
@@ -258,7 +264,7 @@ impl State {
         }
     }
 
-    /// When the whole capacity is back if nothing more is granted.
+    /// When the whole capacity is back if nothing more is granted; the end of time where it never will be.
     #[must_use]
     pub fn reset_time(&self, now: Time) -> Time {
         match &self.0 {
@@ -269,8 +275,9 @@ impl State {
         }
     }
 
-    /// When so many units can be granted if nothing more is granted until then; absent where they exceed the capacity. In a
-    /// fixed window that is when the next one begins, also where some of that one was granted ahead.
+    /// When so many units can be granted if nothing more is granted until then; absent where that is never, as they
+    /// exceed the capacity, or nothing comes back. In a fixed window that is when the next one begins, also where some of that
+    /// one was granted ahead.
     #[must_use]
     pub fn available_at(&self, rule: &Rule, units: u64, now: Time) -> Option<Time> {
         if units > rule.capacity {
@@ -280,6 +287,7 @@ impl State {
             return Some(now);
         }
         match &self.0 {
+            Inner::Fixed { window: Window::ETERNAL, .. } => None,
             Inner::Fixed { window, .. } => Some(window.end),
             Inner::Sliding { slot_millis, granted, .. } => {
                 let mut left = granted.iter().map(|(_, sum)| *sum).fold(0, u64::saturating_add);
@@ -422,6 +430,34 @@ mod tests {
         state.advance(&rule, &TimeZone::UTC, Time::from_millis(60_000));
         state.give_back(slot, 7);
         assert_eq!(state.available(&rule), 10);
+    }
+
+    #[test]
+    fn what_never_comes_back_is_spent_once() {
+        let rule = Rule::of_top_ups(10);
+        let mut state = fresh(&rule, 5);
+        let rows = [
+            (5, 4, true),
+            (4_000_000_000_000, 5, true),
+            (-9_000_000_000_000, 2, false),
+            (i64::MAX, 2, false),
+            (i64::MIN, 1, true),
+            (i64::MAX, 1, false),
+            (0, 0, true),
+        ];
+        for (millis, units, expected) in rows {
+            assert_eq!(take(&mut state, &rule, millis, units), expected, "{units} at {millis}");
+        }
+        let now = Time::from_millis(6);
+        assert_eq!([1, 10, 11].map(|units| state.available_at(&rule, units, now)), [None; 3]);
+        assert_eq!(state.available_at(&rule, 0, now), Some(now));
+        // More is there when more is given, and what went back is there again, whenever it was granted.
+        let more = Rule::of_top_ups(13);
+        assert_eq!((state.available(&more), state.available_at(&more, 3, now)), (3, Some(now)));
+        state.give_back(state.slot(), 2);
+        assert_eq!(state.available(&rule), 2);
+        let text = serde_json::to_string(&state).unwrap();
+        assert_eq!(serde_json::from_str::<State>(&text).unwrap(), state, "{text}");
     }
 
     #[test]

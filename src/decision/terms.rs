@@ -32,13 +32,15 @@ pub struct AccountTerms {
     pub credits: Option<Credits>,
 }
 
-/// A monthly allowance.
+/// A monthly allowance, and what was topped up beside it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Credits {
     /// Cost units a month.
     pub allowance: u64,
     /// Day on which they begin anew, 1 to 31.
     pub reset_day: u8,
+    /// Cost units that no month ends, spent ones included.
+    pub topped_up: u64,
 }
 
 impl AccountTerms {
@@ -59,7 +61,11 @@ impl AccountTerms {
             time_zone: account.time_zone.clone(),
             key_limits: merge(&plan.key_limits, &account.key_limits).into(),
             account_limits: merge(&plan.account_limits, &account.account_limits).into(),
-            credits: allowance.map(|allowance| Credits { allowance, reset_day: account.credits_reset_day }),
+            credits: allowance.map(|allowance| Credits {
+                allowance,
+                reset_day: account.credits_reset_day,
+                topped_up: account.top_ups.sum,
+            }),
         }
     }
 

@@ -15,6 +15,9 @@ pub struct Window {
 }
 
 impl Window {
+    /// The one that never ends. Clocks that are before its beginning are in it too.
+    pub const ETERNAL: Self = Self { start: Time::from_millis(0), end: Time::from_millis(i64::MAX) };
+
     /// Whether the moment lies in it.
     #[must_use]
     pub fn contains(self, time: Time) -> bool {
@@ -29,6 +32,8 @@ pub enum Calendar {
     Period(Period),
     /// Months that begin on this day, 1 to 31; in a shorter month on its last day.
     MonthFrom(u8),
+    /// Not at all: one window, [`Window::ETERNAL`].
+    Never,
 }
 
 /// The window that holds `now`. Days and months begin where the zone's clock shows midnight, or at the first moment
@@ -43,6 +48,7 @@ pub fn window_at(calendar: Calendar, zone: &TimeZone, now: Time) -> Window {
         Calendar::Period(Period::Day) => civil(zone, now, |date| Some((date, date.tomorrow().ok()?))),
         Calendar::Period(Period::Month) => month_from(1, zone, now),
         Calendar::MonthFrom(day) => month_from(day, zone, now),
+        Calendar::Never => Window::ETERNAL,
     }
 }
 
@@ -148,6 +154,20 @@ mod tests {
         for (calendar, zone, now, start, end) in rows {
             let window = window_at(calendar, &TimeZone::parse(zone).unwrap(), at(now));
             assert_eq!((window.start, window.end), (at(start), at(end)), "{calendar:?} in {zone} at {now}");
+        }
+    }
+
+    #[test]
+    fn one_window_never_ends() {
+        for now in ["1970-01-01T00:00:00Z", "2026-02-03T04:05:06Z", "9998-12-31T23:59:59Z"] {
+            for zone in ["UTC", "Pacific/Apia"] {
+                let window = window_at(Calendar::Never, &TimeZone::parse(zone).unwrap(), at(now));
+                assert!(window == Window::ETERNAL && window.contains(at(now)));
+            }
+        }
+        // Clocks that are out of order find the same one.
+        for millis in [i64::MIN, -1, i64::MAX] {
+            assert_eq!(window_at(Calendar::Never, &TimeZone::UTC, Time::from_millis(millis)), Window::ETERNAL);
         }
     }
 

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AccountId, Invalid, Limit, Metadata, PlanId, Revision, Scope, Time, TimeZone, UNITS_MAX, caps, key, limit,
+    AccountId, Invalid, Limit, Metadata, PlanId, Revision, Scope, Time, TimeZone, TopUps, UNITS_MAX, caps, key, limit,
 };
 
 /// The owner of keys.
@@ -27,6 +27,8 @@ pub struct Account {
     pub credits: Option<CreditOverride>,
     /// Day of the month on which credits begin anew, 1 to 31.
     pub credits_reset_day: u8,
+    /// Credits beside those of the month.
+    pub top_ups: TopUps,
     /// The owner's notes.
     pub metadata: Metadata,
     /// When it was made.

@@ -42,6 +42,12 @@ impl BudgetId {
         Self(format!("{account}/live//credits/{reset_day}"))
     }
 
+    /// Of what was topped up to an account's credits, likewise.
+    #[must_use]
+    pub fn of_top_ups(account: &AccountId) -> Self {
+        Self(format!("{account}/live//top-ups"))
+    }
+
     /// From a store.
     #[must_use]
     pub const fn stored(text: String) -> Self {

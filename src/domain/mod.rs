@@ -15,6 +15,7 @@ mod restriction;
 mod scope;
 mod text;
 mod time;
+mod top_up;
 mod usage;
 mod verdict;
 
@@ -29,6 +30,7 @@ pub use text::{
     Invalid, Metadata, parse_description, parse_display_prefix, parse_metadata, parse_name, parse_reason, shown,
 };
 pub use time::{Time, TimeZone};
+pub use top_up::{Adjustment, TopUps, parse_adjustment, parse_operation_id};
 pub use usage::{Activity, UsageDelta, UsageRow};
 pub use verdict::Verdict;
 

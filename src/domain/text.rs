@@ -75,7 +75,7 @@ pub fn parse_description(text: &str) -> Result<String, Invalid> {
     Ok(text.to_owned())
 }
 
-/// Why a key was revoked: up to 500 characters.
+/// Why something was done, as the revocation of a key: up to 500 characters.
 pub fn parse_reason(text: &str) -> Result<String, Invalid> {
     bounded(text, REASON_CHARS_MAX)
 }
@@ -111,7 +111,7 @@ pub fn parse_metadata<'a>(
     Ok(metadata)
 }
 
-fn bounded(text: &str, chars_max: usize) -> Result<String, Invalid> {
+pub(super) fn bounded(text: &str, chars_max: usize) -> Result<String, Invalid> {
     let chars = text.chars().count();
     if chars > chars_max {
         return Err(Invalid::new(format!("has {chars} characters; at most {chars_max} are allowed")));

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::domain::{
     Account, AccountId, AccountStatus, CreditOverride, Environment, Limit, Metadata, Plan, PlanId, Policy, Revision,
-    Scope, Time, TimeZone, shown,
+    Scope, Time, TimeZone, TopUps, shown,
 };
 use crate::store::{AuditEvent, Commit, CommitError, Guard, LoadedKey, StoredSecret, Write};
 
@@ -174,7 +174,7 @@ impl Engine {
         Ok(MadeKey { key, secret, revision })
     }
 
-    fn apply_account(&self, account: Account) -> Account {
+    pub(super) fn apply_account(&self, account: Account) -> Account {
         self.index.put_account(account.clone());
         self.index.set_revision(account.revision);
         account
@@ -206,6 +206,7 @@ fn built_in(now: Time) -> (Plan, Account) {
         account_limits: Vec::new(),
         credits: None,
         credits_reset_day: 1,
+        top_ups: TopUps::default(),
         metadata: Metadata::new(),
         create_time: now,
         update_time: now,
@@ -255,6 +256,7 @@ fn patched(old: &Account, patch: &AccountPatch, now: Time) -> Account {
         account_limits: patch.account_limits.unwrap_or_else(|| old.account_limits.clone()),
         credits: patch.credits.unwrap_or(old.credits),
         credits_reset_day: patch.credits_reset_day.unwrap_or(old.credits_reset_day),
+        top_ups: old.top_ups.clone(),
         metadata: patch.metadata.unwrap_or_else(|| old.metadata.clone()),
         create_time: old.create_time,
         update_time: now,

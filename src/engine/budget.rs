@@ -113,6 +113,27 @@ pub(super) struct Cells {
     pub(super) ahead: Option<SpendCell>,
 }
 
+impl Ask {
+    /// Sends back what was granted to a budget that is there no more, and is now held against `rule`.
+    pub(super) fn return_grant(rule: Rule, leased: &Leased, cells: Cells) -> Option<Self> {
+        let returned = |slot: Slot, units: u64, cell: Option<SpendCell>| Settled {
+            slot,
+            cell: number(cell),
+            spent: 0,
+            returned: units,
+        };
+        let state = &leased.state;
+        let settled = [
+            returned(state.slot(), leased.granted, cells.here),
+            returned(state.next_slot(), leased.ahead, cells.ahead),
+        ];
+        let settled: Vec<Settled> = settled.into_iter().filter(|one| one.returned > 0).collect();
+        let reached = state.bounds().start;
+        let ask = Self { rule, settled, reached, wanted: 0, ahead: 0, cells: Cells::default(), freed: Vec::new() };
+        (!ask.settled.is_empty()).then_some(ask)
+    }
+}
+
 impl Cells {
     /// As the store is told of them.
     pub(super) fn told(self) -> (Option<Cell>, Option<Cell>) {
@@ -279,6 +300,16 @@ impl Budget {
         } else {
             Cover::Short
         }
+    }
+
+    /// Units leased.
+    pub(super) const fn leased(&self) -> u64 {
+        self.lease.units
+    }
+
+    /// Units that the store may still grant, by what is known. All, before it was asked.
+    pub(super) fn unleased(&self) -> u64 {
+        self.ledger.as_ref().map_or(self.rule.capacity, |ledger| ledger.available(&self.rule))
     }
 
     /// Whether the store has ever said how it stands.
@@ -524,19 +555,27 @@ impl BudgetList {
 
     /// Takes what the store has granted of the limit that this one is, or was.
     pub(super) fn grant(&mut self, of: &Limit, leased: Leased, cells: Cells) {
+        keep_counters(&mut self.ended, cells);
         if let Some((_, budget)) = self.limits.iter_mut().find(|(limit, _)| limit.continues(of)) {
-            // Where the limit was taken away meanwhile and has come back, its counters have to stay.
-            let used = [number(cells.here), number(cells.ahead)];
-            for (_, ask) in &mut self.ended {
-                ask.freed.retain(|cell| !used.contains(&Some(cell.number())));
-            }
             budget.grant(leased, cells);
+        } else {
+            let returned = Ask::return_grant(Rule::of(of), &leased, cells);
+            self.ended.extend(returned.map(|ask| (of.clone(), ask)));
         }
     }
 
     /// Whether something is leased, or to be told.
     pub(super) fn is_open(&self) -> bool {
         !self.ended.is_empty() || self.limits.iter().any(|(_, budget)| budget.is_open())
+    }
+}
+
+/// Keeps counters from being another's, which are still in use: where a limit was taken away while it was asked for, and has come
+/// back.
+pub(super) fn keep_counters<T>(ended: &mut [(T, Ask)], cells: Cells) {
+    let used = [number(cells.here), number(cells.ahead)];
+    for (_, ask) in ended {
+        ask.freed.retain(|cell| !used.contains(&Some(cell.number())));
     }
 }
 

@@ -13,7 +13,7 @@ use papaya::HashMap as LockFreeMap;
 use tokio::sync::watch;
 
 use crate::decision::{AccountTerms, KeyRecord, PreviousHash};
-use crate::domain::{Account, AccountId, Environment, KeyId, Plan, PlanId, Policy, Revision, SecretHash, Time};
+use crate::domain::{Account, AccountId, Environment, KeyId, Plan, PlanId, Policy, Revision, SecretHash, Time, TopUps};
 use crate::store::{LoadedKey, RetiredSecret};
 
 use super::meter::{AccountMeter, KeyMeter};
@@ -98,7 +98,9 @@ impl AccountEntry {
 }
 
 impl AccountState {
-    fn new(account: Account, plan: Arc<Plan>) -> Self {
+    fn new(mut account: Account, plan: Arc<Plan>) -> Self {
+        // What was topped up when is asked of the store alone.
+        account.top_ups = TopUps::of(account.top_ups.sum);
         let terms = Arc::new(AccountTerms::new(&account, &plan));
         Self { account, plan, terms }
     }

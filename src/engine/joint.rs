@@ -317,14 +317,16 @@ mod tests {
     use crate::decision::KeyRecord;
     use crate::domain::{
         Account, AccountStatus, Algorithm, CreditOverride, Key, KeyStatus, Limit, LimitName, Metadata, Period, Plan,
-        PlanId, Policy, Revision, SecretHash, TimeZone,
+        PlanId, Policy, Revision, SecretHash, TimeZone, TopUps,
     };
     use crate::engine::{Level, Options};
     use crate::store::sqlite::{OpenMode, SqliteStore};
     use crate::store::{LoadedKey, SharedStore};
 
     const MINUTE: i64 = 60_000;
+    /// Of a month and topped up, together.
     const CREDITS: u64 = 30;
+    const TOPPED_UP: u64 = 13;
     /// Of each payer its place here: the pooled limit of `acct_a`'s live and test keys, credits, and limits of keys.
     type Left = BTreeMap<&'static str, u64>;
     /// Who may be charged, each with its budgets.
@@ -350,6 +352,7 @@ mod tests {
             account_limits,
             credits,
             credits_reset_day: 1,
+            top_ups: TopUps::of(TOPPED_UP),
             metadata: Metadata::new(),
             create_time: Time::from_millis(0),
             update_time: Time::from_millis(0),
@@ -401,7 +404,7 @@ mod tests {
             update_time: Time::from_millis(0),
             revision: Revision::ZERO,
         });
-        let credits = Some(CreditOverride::Allowance(CREDITS));
+        let credits = Some(CreditOverride::Allowance(CREDITS - TOPPED_UP));
         put_account(&engine, "acct_a", vec![limit("pool", full("live"))], credits);
         put_account(&engine, "acct_b", vec![], None);
         let own = |name: &'static str| vec![limit("own", full(name))];

@@ -114,7 +114,7 @@ impl LeaseDesk {
     }
 
     /// Waits for the round of a ticket.
-    async fn served(&self, Ticket(round): Ticket) -> Result<(), Error> {
+    pub(super) async fn served(&self, Ticket(round): Ticket) -> Result<(), Error> {
         let mut done = self.done.subscribe();
         match done.wait_for(|done| done.round >= round).await {
             Ok(done) if done.failed != round => Ok(()),

@@ -5,11 +5,11 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::decision::quota::Rule;
 use crate::decision::{AccountTerms, Credits};
 use crate::domain::{BudgetId, Environment, KeyId, Limit, Policy, Subject, Time, Verdict};
 
-use super::budget::{Ask, Asking, Budget, BudgetList, BudgetView, Cells, Cover};
+use super::budget::{Ask, Asking, Budget, BudgetList, BudgetView, Cells, Cover, keep_counters};
+use super::purse::{Fund, Purse, PurseView};
 use crate::journal::{Journal, SpendCell, UsageCell};
 use crate::store::{LeaseAsk, Leased};
 
@@ -152,9 +152,9 @@ pub(super) struct AccountMeter {
     basis: Option<Arc<AccountTerms>>,
     pub(super) budgets: BudgetList,
     /// Absent where the plan counts no credits, and for test keys.
-    pub(super) credits: Option<(Credits, Budget)>,
+    pub(super) credits: Option<Purse>,
     /// Of credits of another reset day, or that are not counted any more: what is still to be told to the store.
-    credits_ended: Vec<(Credits, Ask)>,
+    credits_ended: Vec<(Fund, Ask)>,
     /// Whether it is listed among those with something leased.
     pub(super) listed: bool,
 }
@@ -170,26 +170,13 @@ impl AccountMeter {
         for budget in self.budgets.budgets_mut() {
             budget.advance(&terms.time_zone, now);
         }
-        if let Some((_, budget)) = &mut self.credits {
-            budget.advance(&terms.time_zone, now);
+        if let Some(purse) = &mut self.credits {
+            purse.advance(&terms.time_zone, now);
         }
     }
 
     fn set_credits(&mut self, credits: Option<Credits>) {
-        let old = self.credits.take();
-        let same = |old: &Credits| credits.is_some_and(|new| new.reset_day == old.reset_day);
-        let (kept, ended) = match old {
-            Some((old, budget)) if same(&old) => (Some(budget), None),
-            Some((old, mut budget)) => (None, budget.end().map(|ask| (old, ask))),
-            None => (None, None),
-        };
-        self.credits_ended.extend(ended);
-        self.credits = credits.map(|credits| {
-            let rule = Rule::of_credits(credits.allowance, credits.reset_day);
-            let mut budget = kept.unwrap_or_else(|| Budget::new(rule));
-            budget.set_rule(rule);
-            (credits, budget)
-        });
+        self.credits = Purse::next(self.credits.take(), credits, &mut self.credits_ended);
     }
 
     /// What the store is to be asked and told.
@@ -197,14 +184,13 @@ impl AccountMeter {
         let Some(terms) = self.basis.clone() else { return Vec::new() };
         let subject = Subject::Account(terms.account_id.clone(), environment);
         let mut asks = limit_asks(self.budgets.asks(journal, now, mode), &subject, &terms);
-        let of_credits = |credits: Credits, ask: Ask| {
-            let budget = BudgetId::of_credits(&terms.account_id, credits.reset_day);
-            Asked::new(AskedFor::Credits(credits.reset_day), budget, ask, &terms)
-        };
-        asks.extend(std::mem::take(&mut self.credits_ended).into_iter().map(|(credits, ask)| of_credits(credits, ask)));
-        if let Some((credits, budget)) = &mut self.credits {
-            asks.extend(mode.of(budget, journal, now).map(|ask| of_credits(*credits, ask)));
-        }
+        let mut of_credits = std::mem::take(&mut self.credits_ended);
+        of_credits.extend(self.credits.iter_mut().flat_map(|purse| purse.asks(journal, now, mode)));
+        asks.extend(
+            of_credits
+                .into_iter()
+                .map(|(fund, ask)| Asked::new(AskedFor::Credits(fund), fund.budget_id(&terms.account_id), ask, &terms)),
+        );
         asks
     }
 
@@ -212,11 +198,11 @@ impl AccountMeter {
     pub(super) fn grant(&mut self, of: &AskedFor, leased: Leased, cells: Cells) {
         match of {
             AskedFor::Limit(limit) => self.budgets.grant(limit, leased, cells),
-            AskedFor::Credits(reset_day) => {
-                if let Some((credits, budget)) = &mut self.credits
-                    && credits.reset_day == *reset_day
-                {
-                    budget.grant(leased, cells);
+            AskedFor::Credits(fund) => {
+                keep_counters(&mut self.credits_ended, cells);
+                match self.credits.as_mut().and_then(|purse| purse.fund_mut(*fund)) {
+                    Some(budget) => budget.grant(leased, cells),
+                    None => self.credits_ended.extend(fund.return_grant(&leased, cells).map(|ask| (*fund, ask))),
                 }
             }
         }
@@ -224,7 +210,7 @@ impl AccountMeter {
 
     /// Whether something is leased, or to be told.
     pub(super) fn is_open(&self) -> bool {
-        let credits = self.credits.as_ref().is_some_and(|(_, budget)| budget.is_open());
+        let credits = self.credits.as_ref().is_some_and(Purse::is_open);
         self.budgets.is_open() || credits || !self.credits_ended.is_empty()
     }
 }
@@ -233,8 +219,7 @@ impl AccountMeter {
 #[derive(Clone, Debug)]
 pub(super) enum AskedFor {
     Limit(Limit),
-    /// That begin anew on this day.
-    Credits(u8),
+    Credits(Fund),
 }
 
 /// One ask, and what is to be done with the answer.
@@ -306,12 +291,27 @@ pub enum Level {
 pub struct CreditStatus {
     /// Cost units a month.
     pub allowance: u64,
-    /// Cost units left.
+    /// Cost units left, of the allowance and of what was topped up.
     pub remaining: u64,
+    /// Those of them that were topped up, and that no month ends.
+    pub topped_up_remaining: u64,
     /// When the next month's begin.
     pub reset_time: Time,
     /// Whether they are why the check was refused.
     pub exceeded: bool,
+}
+
+impl CreditStatus {
+    /// Cost units that there are this month, spent ones of the allowance included.
+    #[must_use]
+    pub const fn capacity(&self) -> u64 {
+        self.allowance.saturating_add(self.topped_up_remaining)
+    }
+
+    pub(super) fn of(purse: &Purse, exceeded: bool, now: Time) -> Self {
+        let PurseView { remaining, topped_up_remaining, reset_time } = purse.view(now);
+        Self { allowance: purse.terms().allowance, remaining, topped_up_remaining, reset_time, exceeded }
+    }
 }
 
 /// What the budgets say to a cost.
@@ -394,9 +394,8 @@ pub(super) fn report(
     let limits: Vec<LimitStatus> =
         of_key.chain(of_account).map(|(level, cost, item)| status(level, cost, item)).collect();
     let credits = account.and_then(|(account, cost)| {
-        let (credits, budget) = account.credits.as_ref()?;
-        let BudgetView { remaining, reset_time } = budget.view(now);
-        Some(CreditStatus { allowance: credits.allowance, remaining, reset_time, exceeded: lacks(budget, cost) })
+        let purse = account.credits.as_ref()?;
+        Some(CreditStatus::of(purse, !covered && !purse.covers(cost), now))
     });
     let verdict = if limits.iter().any(|limit| limit.exceeded) {
         Verdict::RateLimited
@@ -411,32 +410,31 @@ pub(super) fn report(
 
 /// Milliseconds until the last of the budgets that lack the cost has it; absent where one never will.
 fn retry_after(key: Option<(&KeyMeter, u64)>, account: Option<(&AccountMeter, u64)>, now: Time) -> Option<i64> {
-    let of_key = key.into_iter().flat_map(|(key, cost)| key.all().map(move |budget| (budget, cost)));
-    let of_account = account.into_iter().flat_map(|(account, cost)| account.all().map(move |budget| (budget, cost)));
-    let mut latest = now;
-    for (budget, cost) in of_key.chain(of_account) {
-        latest = latest.max(budget.available_at(cost, now)?);
-    }
-    Some(latest.millis_since(now))
+    let of_key = key.map_or(Some(now), |(key, cost)| key.available_at(cost, now));
+    let of_account = account.map_or(Some(now), |(account, cost)| account.available_at(cost, now));
+    Some(of_key?.max(of_account?).millis_since(now))
 }
 
 /// Budgets that are charged together.
 pub(super) trait Budgets {
-    /// All of them.
-    fn all(&self) -> impl Iterator<Item = &Budget>;
+    /// All of them: limits, and credits where they are counted.
+    fn parts(&self) -> (&BudgetList, Option<&Purse>);
 
     /// All of them.
-    fn all_mut(&mut self) -> impl Iterator<Item = &mut Budget>;
+    fn parts_mut(&mut self) -> (&mut BudgetList, Option<&mut Purse>);
 
     /// What they say to a cost, all together.
     fn cover(&self, units: u64) -> Covers {
+        let (limits, purse) = self.parts();
+        let of_limits = limits.iter().map(|(_, budget)| (budget.cover(units), budget.is_asked()));
+        let of_purse = purse.map(|purse| (purse.cover(units), purse.is_asked()));
         let mut all = Covers::NONE;
-        for budget in self.all() {
-            match budget.cover(units) {
-                Cover::Leased => {}
-                Cover::Unknown if budget.is_asked() => all.unknown = true,
-                Cover::Unknown => all.unasked = true,
-                Cover::Short => all.short = true,
+        for said in of_limits.chain(of_purse) {
+            match said {
+                (Cover::Leased, _) => {}
+                (Cover::Unknown, true) => all.unknown = true,
+                (Cover::Unknown, false) => all.unasked = true,
+                (Cover::Short, _) => all.short = true,
             }
         }
         all
@@ -444,8 +442,9 @@ pub(super) trait Budgets {
 
     /// Has those that don't know, or whose lease is too small for `cost`, want `wanted` units. True if there are such.
     fn want(&mut self, cost: u64, wanted: u64) -> bool {
-        let mut any = false;
-        for budget in self.all_mut() {
+        let (limits, purse) = self.parts_mut();
+        let mut any = purse.is_some_and(|purse| purse.want(cost, wanted));
+        for budget in limits.budgets_mut() {
             if budget.cover(cost) == Cover::Unknown && (wanted > 0 || !budget.is_asked()) {
                 budget.want(wanted);
                 any = true;
@@ -454,16 +453,30 @@ pub(super) trait Budgets {
         any
     }
 
+    /// Each budget with what it is charged of a cost that all have leased.
+    fn charged(&mut self, units: u64) -> impl Iterator<Item = (&mut Budget, u64)> {
+        let (limits, purse) = self.parts_mut();
+        let of_purse = purse.into_iter().flat_map(move |purse| purse.charged(units));
+        limits.budgets_mut().map(move |budget| (budget, units)).chain(of_purse)
+    }
+
     /// Spends what all have leased. True if a lease should be filled up.
     fn spend(&mut self, units: u64, now: Time) -> bool {
         let mut low = false;
-        for budget in self.all_mut() {
+        for (budget, units) in self.charged(units) {
             if budget.spend(units, now) {
                 budget.want(0);
                 low = true;
             }
         }
         low
+    }
+
+    /// When all can spend so many units if nothing is spent until then; absent where one never can.
+    fn available_at(&self, units: u64, now: Time) -> Option<Time> {
+        let (limits, purse) = self.parts();
+        let of_purse = purse.map_or(Some(now), |purse| purse.available_at(units, now));
+        limits.iter().map(|(_, budget)| budget.available_at(units, now)).try_fold(of_purse?, |at, of| Some(at.max(of?)))
     }
 }
 
@@ -492,23 +505,21 @@ impl Covers {
 }
 
 impl Budgets for KeyMeter {
-    fn all(&self) -> impl Iterator<Item = &Budget> {
-        self.budgets.iter().map(|(_, budget)| budget)
+    fn parts(&self) -> (&BudgetList, Option<&Purse>) {
+        (&self.budgets, None)
     }
 
-    fn all_mut(&mut self) -> impl Iterator<Item = &mut Budget> {
-        self.budgets.budgets_mut()
+    fn parts_mut(&mut self) -> (&mut BudgetList, Option<&mut Purse>) {
+        (&mut self.budgets, None)
     }
 }
 
 impl Budgets for AccountMeter {
-    fn all(&self) -> impl Iterator<Item = &Budget> {
-        let credits = self.credits.iter().map(|(_, budget)| budget);
-        self.budgets.iter().map(|(_, budget)| budget).chain(credits)
+    fn parts(&self) -> (&BudgetList, Option<&Purse>) {
+        (&self.budgets, self.credits.as_ref())
     }
 
-    fn all_mut(&mut self) -> impl Iterator<Item = &mut Budget> {
-        let credits = self.credits.iter_mut().map(|(_, budget)| budget);
-        self.budgets.budgets_mut().chain(credits)
+    fn parts_mut(&mut self) -> (&mut BudgetList, Option<&mut Purse>) {
+        (&mut self.budgets, self.credits.as_mut())
     }
 }

@@ -5,6 +5,7 @@
 //! even if the client goes away, or the index would miss what the store has (`transport` spawns them).
 
 mod account;
+mod adjust;
 mod attempt;
 mod authority;
 mod budget;
@@ -22,6 +23,7 @@ mod load;
 mod meter;
 pub mod pepper;
 mod plan;
+mod purse;
 mod recover;
 mod usage;
 
@@ -39,6 +41,7 @@ use crate::journal::Journal;
 use crate::store::{Commit, CommitError, Incarnation, SharedStore, StoreError, Uncertain};
 
 pub use account::AccountPatch;
+pub use adjust::{Adjusted, CreditAdjustment};
 pub use attempt::Attempt;
 pub use authority::{Caller, KeyCaller};
 pub use check::{Answer, COST_MAX, Check, Subject};

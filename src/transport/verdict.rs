@@ -1,7 +1,7 @@
 //! What a verdict is for those outside: an HTTP status, and words.
 
 use crate::domain::Verdict;
-use crate::engine::{Answer, Level};
+use crate::engine::{Answer, CreditStatus, Level};
 
 /// What an edge should send for each verdict.
 #[derive(Clone, Debug)]
@@ -84,6 +84,14 @@ fn limited(answer: &Answer) -> String {
 }
 
 fn out_of_credits(answer: &Answer) -> String {
-    let Some(credits) = answer.credits else { return String::new() };
-    format!("the account has {} of {} credits left until {}", credits.remaining, credits.allowance, credits.reset_time)
+    let Some(CreditStatus { allowance, remaining, topped_up_remaining, reset_time, .. }) = answer.credits else {
+        return String::new();
+    };
+    let of_month = remaining.saturating_sub(topped_up_remaining);
+    let topped_up = if topped_up_remaining > 0 {
+        format!(", and {topped_up_remaining} that were topped up")
+    } else {
+        String::new()
+    };
+    format!("the account has {of_month} of {allowance} credits left until {reset_time}{topped_up}")
 }

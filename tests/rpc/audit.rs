@@ -18,6 +18,10 @@ async fn change_everything(server: &Server) -> (Vec<[String; 3]>, Vec<String>) {
     expect("account.create", "account", "acct_z");
     server.change_account(account("acct_z", "audited"), &["plan"]).await;
     expect("account.update", "account", "acct_z");
+    let account_id = "acct_z".to_owned();
+    let given = AdjustCreditsRequest { account_id, amount: 5, reason: "paid".to_owned(), ..Default::default() };
+    server.operator.adjust_credits(given).await.unwrap();
+    expect("account.adjust_credits", "account", "acct_z");
     let made = server.key(key("audited")).await;
     let id = made.key.unwrap().id;
     expect("key.create", "key", &id);

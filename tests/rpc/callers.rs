@@ -93,6 +93,7 @@ fn calls() -> Vec<Call> {
             let account = Account { id: ids.account.clone(), name: "changed".to_owned(), ..Account::default() };
             client.update_account(UpdateAccountRequest { account: Some(account), update_mask: None })
         })),
+        operators(call!("AccountService/AdjustCredits", [ADMIN], |client, ids| client.adjust_credits(given(ids)))),
         operators(call!("PlanService/CreatePlan", [ADMIN], |client, ids| {
             client.create_plan(CreatePlanRequest { plan: Some(plan(&format!("{}-more", ids.plan))) })
         })),
@@ -107,6 +108,11 @@ fn calls() -> Vec<Call> {
             client.delete_plan(DeletePlanRequest { id: format!("{}-more", ids.plan), etag: String::new() })
         })),
     ]
+}
+
+fn given(ids: &Ids) -> AdjustCreditsRequest {
+    let (account_id, reason) = (ids.account.clone(), "a test".to_owned());
+    AdjustCreditsRequest { account_id, amount: 1, reason, operation_id: String::new() }
 }
 
 /// Whether the call went past the question who may make it.

@@ -88,6 +88,7 @@ calls! {
     accounts.get_account(GetAccountRequest) -> Account;
     accounts.list_accounts(ListAccountsRequest) -> ListAccountsResponse;
     accounts.update_account(UpdateAccountRequest) -> Account;
+    accounts.adjust_credits(AdjustCreditsRequest) -> AdjustCreditsResponse;
     plans.create_plan(CreatePlanRequest) -> Plan;
     plans.get_plan(GetPlanRequest) -> Plan;
     plans.list_plans(ListPlansRequest) -> ListPlansResponse;

@@ -2,6 +2,7 @@
 #![cfg(test)]
 #![expect(clippy::string_slice, reason = "secrets and ids are ASCII")]
 
+mod adjust_credits;
 mod audit;
 mod callers;
 mod check_key;

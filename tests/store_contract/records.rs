@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tollgate::domain::{
     Account, AccountId, AccountStatus, Algorithm, CreditOverride, Environment, Key, KeyId, KeyStatus, Limit, LimitName,
-    Period, Plan, PlanId, Policy, Restrictions, Revision, Scope, SecretHash, Time, TimeZone,
+    Period, Plan, PlanId, Policy, Restrictions, Revision, Scope, SecretHash, Time, TimeZone, TopUps,
 };
 use tollgate::store::{AuditEvent, Commit, CommitError, KeyQuery, SharedStore, StoredSecret, Write};
 
@@ -78,6 +78,7 @@ pub(crate) fn account(id: &str, plan: &str) -> Account {
         account_limits: vec![],
         credits: Some(CreditOverride::Allowance(7)),
         credits_reset_day: 31,
+        top_ups: TopUps::of(5).adjusted(-2, Some("op-1"), later(1)).unwrap(),
         metadata: BTreeMap::from([("team".to_owned(), "a\"b\\c".to_owned())]),
         create_time: NOW,
         update_time: later(2),

@@ -10,7 +10,7 @@ use sqlx::sqlite::SqliteRow;
 
 use crate::domain::{
     Account, AccountId, AccountStatus, Activity, CreditOverride, Environment, Key, KeyId, KeyStatus, Limit, Metadata,
-    Plan, PlanId, PreviousSecret, Revision, Revocation, Scope, SecretHash, Time, TimeZone,
+    Plan, PlanId, PreviousSecret, Revision, Revocation, Scope, SecretHash, Time, TimeZone, TopUps,
 };
 use crate::store::{StoreError, StoredKey};
 
@@ -44,6 +44,8 @@ struct AccountBody {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     credits: Option<CreditOverride>,
     credits_reset_day: u8,
+    #[serde(default, skip_serializing_if = "TopUps::is_empty")]
+    top_ups: TopUps,
     #[serde(default, skip_serializing_if = "Metadata::is_empty")]
     metadata: Metadata,
     create_time: Time,
@@ -103,6 +105,7 @@ pub(super) fn account_body(account: &Account) -> Result<String, StoreError> {
         account_limits: account.account_limits.clone(),
         credits: account.credits,
         credits_reset_day: account.credits_reset_day,
+        top_ups: account.top_ups.clone(),
         metadata: account.metadata.clone(),
         create_time: account.create_time,
         update_time: account.update_time,
@@ -171,6 +174,7 @@ pub(super) fn account(id: &str, plan_id: &str, revision: i64, body: &str) -> Res
         account_limits,
         credits,
         credits_reset_day,
+        top_ups,
         metadata,
         create_time,
         update_time,
@@ -185,6 +189,7 @@ pub(super) fn account(id: &str, plan_id: &str, revision: i64, body: &str) -> Res
         account_limits,
         credits,
         credits_reset_day,
+        top_ups,
         metadata,
         create_time,
         update_time,

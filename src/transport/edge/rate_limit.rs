@@ -18,7 +18,7 @@ pub(in crate::transport) fn fields(limits: &[LimitStatus], credits: Option<Credi
     let limit = nearest_limit(limits).map(|it| (it.limit.capacity, it.remaining, it.reset_time));
     // Credits speak where they alone are why, or where there is nothing else.
     let credits_first = credits.is_some_and(|it| it.exceeded) && !limits.iter().any(|it| it.exceeded);
-    let of_credits = credits.map(|it| (it.allowance, it.remaining, it.reset_time));
+    let of_credits = credits.map(|it| (it.capacity(), it.remaining, it.reset_time));
     let nearest = if credits_first { of_credits } else { limit.or(of_credits) };
     let Some((capacity, remaining, reset_time)) = nearest else { return fields };
     fields.push(("x-ratelimit-limit", capacity.to_string()));
@@ -34,7 +34,7 @@ pub(in crate::transport) fn fields(limits: &[LimitStatus], credits: Option<Credi
     }
     if let Some(it) = credits {
         let name = ["", "credits"];
-        push_item(&mut policy, name, [(";q=", Some(it.allowance)), (";w=", None)]);
+        push_item(&mut policy, name, [(";q=", Some(it.capacity())), (";w=", None)]);
         push_item(&mut state, name, [(";r=", Some(it.remaining)), (";t=", whole_seconds_until(it.reset_time, now))]);
     }
     fields.push(("ratelimit-policy", policy));
@@ -143,7 +143,7 @@ mod tests {
     fn credits_speak_where_they_are_why() {
         let credits = |remaining, exceeded| {
             let reset_time = Time::from_millis(2_000);
-            Some(CreditStatus { allowance: 500, remaining, reset_time, exceeded })
+            Some(CreditStatus { allowance: 500, remaining, topped_up_remaining: 0, reset_time, exceeded })
         };
         let limits = [status("a", Level::Key, 100, 50, 60_000)];
         assert_eq!(told(&limits, credits(0, true))[0], "x-ratelimit-limit: 500");
@@ -151,5 +151,10 @@ mod tests {
         let alone = told(&[], credits(9, false));
         assert_eq!(alone[0], "x-ratelimit-limit: 500");
         assert_eq!(alone[4], "ratelimit: \"credits\";r=9;t=1");
+        // No more is ever said to be left than there is.
+        let topped_up = credits(760, false).map(|it| CreditStatus { topped_up_remaining: 300, ..it });
+        let alone = told(&[], topped_up);
+        assert_eq!(alone[..2], ["x-ratelimit-limit: 800", "x-ratelimit-remaining: 760"]);
+        assert_eq!(alone[3..], ["ratelimit-policy: \"credits\";q=800", "ratelimit: \"credits\";r=760;t=1"]);
     }
 }

@@ -68,6 +68,15 @@ impl AccountService for Accounts {
         let account = self.0.run(caller, call).await?;
         Ok(Response::new(convert::account_to(&account)))
     }
+
+    async fn adjust_credits(&self, request: Request<v1::AdjustCreditsRequest>) -> Answer<v1::AdjustCreditsResponse> {
+        let caller = self.0.caller(&request)?;
+        let (id, adjustment) = convert::adjustment_from(request.into_inner()).map_err(|error| status_from(&error))?;
+        let call =
+            |engine: Arc<Engine>, caller: Caller| async move { engine.adjust_credits(&caller, &id, &adjustment).await };
+        let adjusted = self.0.run(caller, call).await?;
+        Ok(Response::new(convert::adjusted_to(&adjusted)))
+    }
 }
 
 fn account_id(id: &str) -> Result<AccountId, Status> {

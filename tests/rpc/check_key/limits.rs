@@ -184,7 +184,8 @@ async fn credits_are_a_months_and_begin_anew_on_their_day() {
         server.account(Account { monthly_credits: Some(10), credits_reset_day, ..account(&id, PLAN) }).await;
         let made = server.key(Key { account_id: id, ..key("k") }).await;
         let answer = server.ask(costing(&made.secret, 4)).await;
-        let expected = CreditState { allowance: 10, remaining: 6, reset_time: Some(at(reset)), exceeded: false };
+        let expected =
+            CreditState { allowance: 10, remaining: 6, reset_time: Some(at(reset)), ..CreditState::default() };
         assert_eq!(answer.credits, Some(expected));
         let answer = server.ask(costing(&made.secret, 7)).await;
         assert_eq!((answer.verdict(), answer.http_status), (Verdict::CreditsExhausted, 429));

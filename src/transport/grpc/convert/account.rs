@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use prost_types::FieldMask;
 
 use crate::domain::{
-    Account, AccountId, AccountStatus, CreditOverride, Invalid, Plan, PlanId, Revision, Scope, Time, TimeZone,
-    parse_metadata, parse_name,
+    Account, AccountId, AccountStatus, CreditOverride, Invalid, Plan, PlanId, Revision, Scope, Time, TimeZone, TopUps,
+    parse_adjustment, parse_metadata, parse_name, parse_operation_id, parse_reason,
 };
-use crate::engine::{AccountPatch, Error, PlanPatch};
+use crate::engine::{AccountPatch, Adjusted, CreditAdjustment, Error, PlanPatch};
 use crate::proto::v1;
 
-use super::fields::{Violations, known, masked, timestamp_to};
+use super::check::credit_state;
+use super::fields::{Violations, account_id_from, known, masked, timestamp_to};
 use super::limit::{limit_from, limit_to, units_from, units_to};
 
 const ACCOUNT_CHANGEABLE: [&str; 9] = [
@@ -63,6 +64,7 @@ fn account_fields_from(violations: &mut Violations, account: v1::Account, id: Ac
         create_time: _,
         update_time: _,
         etag: _,
+        topped_up_credits: _,
     } = account;
     let reset_day = if credits_reset_day == 0 { 1 } else { credits_reset_day };
     let reset_day = u8::try_from(reset_day).ok().filter(|day| (1..=31).contains(day));
@@ -78,6 +80,7 @@ fn account_fields_from(violations: &mut Violations, account: v1::Account, id: Ac
         account_limits: violations.take_list("account.account_limits", &account_limits, limit_from),
         credits: violations.take("account.monthly_credits", monthly_credits.map(credits_from).transpose()),
         credits_reset_day: violations.take_or("account.credits_reset_day", reset_day, || 1),
+        top_ups: TopUps::default(),
         metadata: violations.take("account.metadata", parse_metadata(metadata.iter())),
         create_time: NEVER,
         update_time: NEVER,
@@ -170,6 +173,36 @@ pub(in crate::transport::grpc) fn account_to(account: &Account) -> v1::Account {
         create_time: Some(timestamp_to(account.create_time)),
         update_time: Some(timestamp_to(account.update_time)),
         etag: account.revision.etag(),
+        topped_up_credits: units_to(account.top_ups.sum),
+    }
+}
+
+/// Whose credits to adjust, and how.
+pub(in crate::transport::grpc) fn adjustment_from(
+    request: v1::AdjustCreditsRequest,
+) -> Result<(AccountId, CreditAdjustment), Error> {
+    let v1::AdjustCreditsRequest { account_id, amount, reason, operation_id } = request;
+    let mut violations = Violations::default();
+    if account_id.is_empty() {
+        violations.add("account_id", "must be set");
+    }
+    let amount = violations.take("amount", parse_adjustment(amount));
+    if reason.trim().is_empty() {
+        violations.add("reason", "must be set: it is what the audit trail says of this");
+    }
+    let reason = violations.take("reason", parse_reason(&reason));
+    let operation_id = Some(operation_id).filter(|id| !id.is_empty()).map(|id| parse_operation_id(&id)).transpose();
+    let operation_id = violations.take("operation_id", operation_id);
+    violations.check()?;
+    Ok((account_id_from("account_id", &account_id)?, CreditAdjustment { amount, reason, operation_id }))
+}
+
+pub(in crate::transport::grpc) fn adjusted_to(adjusted: &Adjusted) -> v1::AdjustCreditsResponse {
+    let Adjusted { account, credits } = adjusted;
+    v1::AdjustCreditsResponse {
+        account: Some(account_to(account)),
+        credits: credits.map(credit_state),
+        revision: account.revision.number(),
     }
 }
 

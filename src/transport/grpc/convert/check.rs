@@ -135,12 +135,13 @@ pub(in crate::transport::grpc) fn limit_states(limits: &[LimitStatus]) -> Vec<v1
 }
 
 pub(in crate::transport::grpc) fn credit_state(credits: CreditStatus) -> v1::CreditState {
-    let CreditStatus { allowance, remaining, reset_time, exceeded } = credits;
+    let CreditStatus { allowance, remaining, topped_up_remaining, reset_time, exceeded } = credits;
     v1::CreditState {
         allowance: units_to(allowance),
         remaining: units_to(remaining),
         reset_time: Some(timestamp_to(reset_time)),
         exceeded,
+        topped_up_remaining: units_to(topped_up_remaining),
     }
 }
 

@@ -11,7 +11,9 @@ mod limit;
 mod rate_limit;
 mod usage;
 
-pub(super) use account::{account_from, account_patch_from, account_to, plan_from, plan_patch_from, plan_to};
+pub(super) use account::{
+    account_from, account_patch_from, account_to, adjusted_to, adjustment_from, plan_from, plan_patch_from, plan_to,
+};
 pub(super) use check::{check_from, check_to, limits_to, revision_from};
 pub(super) use fields::{account_id_from, key_id_from, plan_id_from};
 pub(super) use key::{

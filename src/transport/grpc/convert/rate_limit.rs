@@ -132,12 +132,12 @@ fn status_to(charge: &Charge, nearest: Option<&LimitStatus>, now: Time) -> Descr
 /// where they alone are exceeded, or where there is nothing else.
 fn nearest(charge: &Charge) -> Option<LimitStatus> {
     let limit = nearest_limit(&charge.limits);
-    if let Some(CreditStatus { allowance, remaining, reset_time, exceeded }) = charge.credits
+    if let Some(credits @ CreditStatus { remaining, reset_time, exceeded, .. }) = charge.credits
         && (limit.is_none() || charge.verdict == Verdict::CreditsExhausted)
     {
         let limit = Limit {
             name: LimitName::parse("credits").ok()?,
-            capacity: allowance,
+            capacity: credits.capacity(),
             period: Period::Month,
             algorithm: Algorithm::FixedWindow,
         };
