@@ -33,6 +33,11 @@ pub(super) struct Budget {
     next: Option<Box<Lease>>,
     /// Whether such a one was asked for in this slot: once is enough.
     looked_ahead: bool,
+    /// Whether something was spent in this slot. It then is never left for an earlier one, also where the store has not heard
+    /// yet that it has begun.
+    begun: bool,
+    /// Whether all that is leased was leased before this slot, so that the store may still be in an earlier one.
+    unheard: bool,
     /// What became of earlier leases, and is still to be told to the store. One for each slot.
     settled: Vec<Settled>,
     demand: Demand,
@@ -81,7 +86,7 @@ pub(super) struct BudgetView {
 pub(super) struct Ask {
     pub(super) rule: Rule,
     pub(super) settled: Vec<Settled>,
-    /// When the slot began that the budget is in.
+    /// When the slot began in which something was spent; long ago where that is none.
     pub(super) reached: Time,
     pub(super) wanted: u64,
     /// Of the slot after that.
@@ -123,6 +128,8 @@ impl Budget {
             lease: Lease { slot: Slot::new(i64::MIN), units: 0, spent: 0 },
             next: None,
             looked_ahead: false,
+            begun: false,
+            unheard: false,
             settled: Vec::new(),
             demand: Demand::default(),
             wanted: None,
@@ -154,7 +161,12 @@ impl Budget {
     pub(super) fn advance(&mut self, zone: &TimeZone, now: Time) {
         let Some(ledger) = &mut self.ledger else { return };
         ledger.advance(&self.rule, zone, now);
+        let early = now < ledger.bounds().start;
         self.follow();
+        if early && self.unheard && !self.begun {
+            // The clock was set back before anything was spent in this slot: the store knows what the earlier one has.
+            self.settle();
+        }
     }
 
     /// Brings the lease to the ledger's slot.
@@ -165,7 +177,7 @@ impl Budget {
         }
         self.settle();
         self.lease.slot = slot;
-        self.looked_ahead = false;
+        (self.looked_ahead, self.begun, self.unheard) = (false, false, false);
         let next = self.next.take_if(|next| next.slot == slot);
         // One for another slot: the clock has jumped past it.
         self.settle_next();
@@ -173,6 +185,7 @@ impl Budget {
             // All of it, unless the limit was lowered since.
             let units = ledger.grant(&self.rule, next.units);
             self.lease.units = units;
+            self.unheard = true;
             self.note_settled(Settled { slot, spent: 0, returned: next.units.saturating_sub(units) });
         }
     }
@@ -236,6 +249,7 @@ impl Budget {
         self.lease.units = self.lease.units.saturating_sub(units);
         self.lease.spent = self.lease.spent.saturating_add(units);
         self.demand.spent(units, now);
+        self.begun |= units > 0;
         if units == 0 || self.wanted.is_some() {
             return false;
         }
@@ -298,7 +312,8 @@ impl Budget {
     }
 
     fn tell(&mut self, wanted: u64, ahead: u64) -> Ask {
-        let reached = self.ledger.as_ref().map_or(Time::from_millis(i64::MIN), |ledger| ledger.bounds().start);
+        let begun = self.ledger.as_ref().filter(|_| self.begun);
+        let reached = begun.map_or(Time::from_millis(i64::MIN), |ledger| ledger.bounds().start);
         Ask { rule: self.rule, settled: std::mem::take(&mut self.settled), reached, wanted, ahead }
     }
 
@@ -330,7 +345,7 @@ impl Budget {
         let Leased { granted, ahead, state: mut ledger } = leased;
         let (slot, next_slot) = (ledger.slot(), ledger.next_slot());
         // A slot may have begun since it was asked, and its units be in use.
-        if let Some(before) = &self.ledger {
+        if let Some(before) = self.ledger.as_ref().filter(|_| self.begun) {
             ledger.catch_up(before);
         }
         // What went back since it was asked, the store is told the next time.
@@ -355,6 +370,7 @@ impl Budget {
     /// Adds units to the lease, or gives them back where they are for a slot that is over.
     fn take(&mut self, slot: Slot, units: u64) {
         if slot == self.lease.slot {
+            self.unheard &= units == 0;
             self.lease.units = self.lease.units.saturating_add(units);
         } else {
             if let Some(ledger) = &mut self.ledger {
