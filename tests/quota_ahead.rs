@@ -194,6 +194,8 @@ impl Granted {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     /// Whatever is granted for this slot and the next in whatever order, no true window exceeds the capacity, neither now
     /// nor when the next slot has begun; and there is no more room than the definition leaves, and no less.
     #[test]

@@ -26,6 +26,8 @@ enum Step {
     Checks(u64, u32),
     /// The clock moves, also back.
     Clock(i64),
+    /// The clock moves to so long before the end of its minute. Units of the next one are leased then.
+    Late(i64),
     /// The limit is another from now on.
     Capacity(u64),
     /// The process ends in order, and another begins.
@@ -45,6 +47,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         8 => (0..5_u64, 1..12_u32).prop_map(|(units, times)| Step::Checks(units, times)),
         4 => clock.prop_map(Step::Clock),
+        3 => (1..2_500_i64).prop_map(Step::Late),
         1 => (0..40_u64).prop_map(Step::Capacity),
         1 => Just(Step::Restart),
         2 => Just(Step::Crash),
@@ -53,34 +56,58 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 /// One limit in a fixed window, as its documentation has it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Model {
     capacity: u64,
     /// The latest window that was ever admitted in, and what is gone of it. Where the clock goes back, it goes on.
     window: i64,
     gone: u64,
+    /// Up to so many more may be gone of it, since a process ended without a word.
+    doubt: u64,
+    /// And of the windows after it, up to this one, of which it may have leased units for a check that was refused, or ahead.
+    ahead: (i64, u64),
+    /// The latest window before that was ever admitted in.
+    before: i64,
 }
 
 impl Model {
-    fn left(&self, now: i64) -> u64 {
-        self.capacity.saturating_sub(if now.div_euclid(MINUTE) > self.window { 0 } else { self.gone })
+    /// As it is if something is admitted now.
+    fn at(&self, now: i64) -> Self {
+        let window = now.div_euclid(MINUTE).max(self.window);
+        if window == self.window {
+            return self.clone();
+        }
+        let doubt = if window <= self.ahead.0 { self.ahead.1 } else { 0 };
+        Self { window, gone: 0, doubt, before: self.window, ..self.clone() }
     }
 
-    /// Whether so many units are left. They are gone then.
-    fn admits(&mut self, units: u64, now: i64) -> bool {
-        let admitted = units == 0 || units <= self.left(now);
-        if admitted {
-            self.lose(units, now);
-        }
-        admitted
+    /// At least and at most so many units are left.
+    fn left(&self) -> (u64, u64) {
+        (self.capacity.saturating_sub(self.gone + self.doubt), self.capacity.saturating_sub(self.gone))
     }
 
-    fn lose(&mut self, units: u64, now: i64) {
-        if units > 0 {
-            let window = now.div_euclid(MINUTE).max(self.window);
-            let gone = if window > self.window { 0 } else { self.gone };
-            (self.window, self.gone) = (window, gone + units);
+    /// Takes what came of a check of so many units, and what it said is left. Says what is wrong with it.
+    fn take(&mut self, units: u64, now: i64, admitted: bool, left: u64) -> Result<(), TestCaseError> {
+        let mut state = self.at(now);
+        let (at_least, at_most) = state.left();
+        prop_assert!(admitted || units > at_least, "{} refused: {:?}", units, state);
+        prop_assert!(!admitted || units <= at_most || units == 0, "{} admitted: {:?}", units, state);
+        if admitted && units > 0 {
+            state.gone += units;
+            let (at_least, at_most) = state.left();
+            prop_assert!((at_least..=at_most).contains(&left), "{} left: {:?}", left, state);
+            if left > 0 {
+                (state.gone, state.doubt) = (state.capacity - left, 0);
+            }
+            *self = state;
         }
+        Ok(())
+    }
+
+    fn crash(&mut self, uncertain: u64, now: i64) {
+        self.doubt += uncertain;
+        let before = if self.ahead.0 > self.window { self.ahead.1 } else { 0 };
+        self.ahead = (self.at(now).window + 1, before + uncertain);
     }
 }
 
@@ -152,23 +179,24 @@ async fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
     let mut process = Process::start(&folder, &clock).await;
     let made = process.engine.bootstrap(false).await.unwrap();
     let subject = Subject { id: made.key.id, secret: made.secret.expose_secret().to_owned() };
-    let mut model = Model { capacity: 20, window: 0, gone: 0 };
+    let mut model = Model { capacity: 20, window: 0, gone: 0, doubt: 0, ahead: (0, 0), before: 0 };
     subject.set_capacity(&process, model.capacity).await;
+    let mut checked = 0;
     for step in steps {
         let now = clock.now().millis();
         match step {
             Step::Checks(units, times) => {
+                checked = now.div_euclid(MINUTE);
                 for _ in 0..times {
-                    let expected = model.admits(units, now);
                     let (verdict, left) = subject.check(&process, units, &clock).await;
-                    let in_words = if expected { Verdict::Allowed } else { Verdict::RateLimited };
-                    prop_assert_eq!(verdict, in_words, "{} units, {:?}", units, model);
-                    if expected && units > 0 {
-                        prop_assert_eq!(left, model.left(now), "{:?}", model);
-                    }
+                    prop_assert!(matches!(verdict, Verdict::Allowed | Verdict::RateLimited), "{:?}", verdict);
+                    model.take(units, now, verdict == Verdict::Allowed, left)?;
                 }
             }
+            // Whether a window that was checked in is left again where nothing was admitted in it, is left open.
+            Step::Clock(millis) if model.window < checked => move_clock(&hands, (now + millis).max(checked * MINUTE)),
             Step::Clock(millis) => move_clock(&hands, now + millis),
+            Step::Late(millis) => move_clock(&hands, (now.div_euclid(MINUTE) + 1) * MINUTE - millis),
             Step::Capacity(capacity) => {
                 model.capacity = capacity;
                 subject.set_capacity(&process, capacity).await;
@@ -179,11 +207,16 @@ async fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
             }
             Step::Crash => {
                 process.crash().await;
+                // Only the process knew that it had gone on to a window whose units it had leased ahead. One that comes after it
+                // while the clock is set back goes on in the window before, of which the model knows no more.
+                if model.before + 1 == model.window {
+                    move_clock(&hands, now.max(model.window * MINUTE));
+                }
                 process = Process::start(&folder, &clock).await;
+                model.crash(process.engine.lease_stats().uncertain_units, clock.now().millis());
                 let (_, left) = subject.check(&process, 0, &clock).await;
-                let (at_most, uncertain) = (model.left(now), process.engine.lease_stats().uncertain_units);
-                prop_assert!(left <= at_most && left + uncertain >= at_most, "{} {:?} {}", left, model, uncertain);
-                model.lose(at_most - left, now);
+                let (at_least, at_most) = model.at(clock.now().millis()).left();
+                prop_assert!((at_least..=at_most).contains(&left), "{} left: {:?}", left, model);
             }
         }
     }

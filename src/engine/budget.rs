@@ -12,7 +12,7 @@
 
 use crate::decision::quota::{Rule, Slot, State};
 use crate::decision::window::Window;
-use crate::domain::{Limit, Time, TimeZone};
+use crate::domain::{Time, TimeZone};
 use crate::journal::{Journal, SpendCell};
 use crate::store::{Cell, Leased, Settled};
 
@@ -34,6 +34,11 @@ pub(super) struct Budget {
     next: Option<Box<Lease>>,
     /// Whether such a one was asked for in this slot: once is enough.
     looked_ahead: bool,
+    /// Whether something was spent in this slot. It then is never left for an earlier one, also where the store has not heard
+    /// yet that it has begun.
+    begun: bool,
+    /// Whether all that is leased was leased before this slot, so that the store may still be in an earlier one.
+    unheard: bool,
     /// What became of leases, and is still to be told to the store. One for each lease.
     told_next: Vec<Outcome>,
     demand: Demand,
@@ -95,7 +100,7 @@ pub(super) struct BudgetView {
 pub(super) struct Ask {
     pub(super) rule: Rule,
     pub(super) settled: Vec<Settled>,
-    /// When the slot began that the budget is in.
+    /// When the slot began in which something was spent; long ago where that is none.
     pub(super) reached: Time,
     pub(super) wanted: u64,
     /// Of the slot after that.
@@ -128,7 +133,7 @@ impl Ask {
             returned(state.next_slot(), leased.ahead, cells.ahead),
         ];
         let settled: Vec<Settled> = settled.into_iter().filter(|one| one.returned > 0).collect();
-        let reached = state.bounds().start;
+        let reached = Time::from_millis(i64::MIN);
         let ask = Self { rule, settled, reached, wanted: 0, ahead: 0, cells: Cells::default(), freed: Vec::new() };
         (!ask.settled.is_empty()).then_some(ask)
     }
@@ -165,7 +170,7 @@ impl Outcome {
     }
 }
 
-fn number(cell: Option<SpendCell>) -> Option<u32> {
+pub(super) fn number(cell: Option<SpendCell>) -> Option<u32> {
     cell.map(SpendCell::number)
 }
 
@@ -204,6 +209,8 @@ impl Budget {
             lease: Lease::of(Slot::new(i64::MIN)),
             next: None,
             looked_ahead: false,
+            begun: false,
+            unheard: false,
             told_next: Vec::new(),
             demand: Demand::default(),
             wanted: None,
@@ -235,7 +242,12 @@ impl Budget {
     pub(super) fn advance(&mut self, zone: &TimeZone, now: Time) {
         let Some(ledger) = &mut self.ledger else { return };
         ledger.advance(&self.rule, zone, now);
+        let early = now < ledger.bounds().start;
         self.follow();
+        if early && self.unheard && !self.begun {
+            // The clock was set back before anything was spent in this slot: the store knows what the earlier one has.
+            self.settle();
+        }
     }
 
     /// Brings the lease to the ledger's slot.
@@ -246,7 +258,7 @@ impl Budget {
         }
         self.settle();
         self.lease.slot = slot;
-        self.looked_ahead = false;
+        (self.looked_ahead, self.begun, self.unheard) = (false, false, false);
         let next = self.next.take_if(|next| next.slot == slot);
         // One for another slot: the clock has jumped past it.
         self.settle_next();
@@ -255,6 +267,7 @@ impl Budget {
             let units = ledger.grant(&self.rule, next.units);
             let returned = next.units.saturating_sub(units);
             self.lease = Lease { units, ..*next };
+            self.unheard = true;
             self.note(Outcome { slot, cell: next.cell, spent: 0, returned, over: false });
         }
     }
@@ -330,6 +343,7 @@ impl Budget {
             cell.spend(units);
         }
         self.demand.spent(units, now);
+        self.begun |= units > 0;
         if units == 0 || self.wanted.is_some() {
             return false;
         }
@@ -398,7 +412,8 @@ impl Budget {
     }
 
     fn tell(&mut self) -> Ask {
-        let reached = self.ledger.as_ref().map_or(Time::from_millis(i64::MIN), |ledger| ledger.bounds().start);
+        let begun = self.ledger.as_ref().filter(|_| self.begun);
+        let reached = begun.map_or(Time::from_millis(i64::MIN), |ledger| ledger.bounds().start);
         let told = std::mem::take(&mut self.told_next);
         let freed = told.iter().filter(|one| one.over).filter_map(|one| one.cell).collect();
         let settled = told.into_iter().map(Outcome::settled).collect();
@@ -434,7 +449,7 @@ impl Budget {
         let Leased { granted, ahead, state: mut ledger } = leased;
         let (slot, next_slot) = (ledger.slot(), ledger.next_slot());
         // A slot may have begun since it was asked, and its units be in use.
-        if let Some(before) = &self.ledger {
+        if let Some(before) = self.ledger.as_ref().filter(|_| self.begun) {
             ledger.catch_up(before);
         }
         // What went back since it was asked, the store is told the next time.
@@ -464,6 +479,7 @@ impl Budget {
         let Lease { units: leased, spent, cell: own, .. } = self.lease;
         let is_empty = leased == 0 && spent == 0 && own.is_none();
         if slot == self.lease.slot && (is_empty || number(own) == number(cell)) {
+            self.unheard = false;
             self.lease.cell = cell;
             self.lease.units = leased.saturating_add(units);
             // A lease that had come to its end goes on.
@@ -507,218 +523,5 @@ impl Budget {
         }
         // What is leased is not gone: it only has to be found beside the rest.
         self.ledger.as_ref()?.available_at(&self.rule, units.saturating_sub(self.lease.units), now)
-    }
-}
-
-/// The budgets of a list of limits, in its order.
-#[derive(Debug, Default)]
-pub(super) struct BudgetList {
-    limits: Vec<(Limit, Budget)>,
-    /// Of limits that were taken away: what is still to be told to the store.
-    ended: Vec<(Limit, Ask)>,
-}
-
-impl BudgetList {
-    /// Makes these the limits, and goes on with the budgets of those that continue one from before. What was spent of the
-    /// others is in the store, where it is found again should they come back.
-    pub(super) fn set_limits(&mut self, limits: &[Limit]) {
-        let mut old = std::mem::take(&mut self.limits);
-        self.limits = limits
-            .iter()
-            .map(|limit| {
-                let rule = Rule::of(limit);
-                let place = old.iter().position(|(other, _)| limit.continues(other));
-                let mut budget = place.map_or_else(|| Budget::new(rule), |place| old.remove(place).1);
-                budget.set_rule(rule);
-                (limit.clone(), budget)
-            })
-            .collect();
-        self.ended.extend(old.into_iter().filter_map(|(limit, mut budget)| Some((limit, budget.end()?))));
-    }
-
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&Limit, &Budget)> {
-        self.limits.iter().map(|(limit, budget)| (limit, budget))
-    }
-
-    pub(super) fn budgets_mut(&mut self) -> impl Iterator<Item = &mut Budget> {
-        self.limits.iter_mut().map(|(_, budget)| budget)
-    }
-
-    /// What the store is to be told and asked. What was taken away comes first: it may be there again, and then goes on from there.
-    pub(super) fn asks(&mut self, journal: &Journal, now: Time, mode: Asking) -> Vec<(Limit, Ask)> {
-        let mut asks = std::mem::take(&mut self.ended);
-        for (limit, budget) in &mut self.limits {
-            asks.extend(mode.of(budget, journal, now).map(|ask| (limit.clone(), ask)));
-        }
-        asks
-    }
-
-    /// Takes what the store has granted of the limit that this one is, or was.
-    pub(super) fn grant(&mut self, of: &Limit, leased: Leased, cells: Cells) {
-        keep_counters(&mut self.ended, cells);
-        if let Some((_, budget)) = self.limits.iter_mut().find(|(limit, _)| limit.continues(of)) {
-            budget.grant(leased, cells);
-        } else {
-            let returned = Ask::return_grant(Rule::of(of), &leased, cells);
-            self.ended.extend(returned.map(|ask| (of.clone(), ask)));
-        }
-    }
-
-    /// Whether something is leased, or to be told.
-    pub(super) fn is_open(&self) -> bool {
-        !self.ended.is_empty() || self.limits.iter().any(|(_, budget)| budget.is_open())
-    }
-}
-
-/// Keeps counters from being another's, which are still in use: where a limit was taken away while it was asked for, and has come
-/// back.
-pub(super) fn keep_counters<T>(ended: &mut [(T, Ask)], cells: Cells) {
-    let used = [number(cells.here), number(cells.ahead)];
-    for (_, ask) in ended {
-        ask.freed.retain(|cell| !used.contains(&Some(cell.number())));
-    }
-}
-
-/// What the store is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Asking {
-    /// What is wanted.
-    Wanted,
-    /// What is wanted, and leases that are not in use go back.
-    Tidy,
-    /// Every lease goes back: this process ends.
-    Last,
-}
-
-impl Asking {
-    pub(super) fn of(self, budget: &mut Budget, journal: &Journal, now: Time) -> Option<Ask> {
-        match self {
-            Self::Tidy if budget.is_idle(now) => budget.end(),
-            Self::Wanted | Self::Tidy => budget.ask(journal, now),
-            Self::Last => budget.end(),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::domain::{Algorithm, LimitName, Period};
-
-    fn limit(name: &str, capacity: u64, algorithm: Algorithm) -> Limit {
-        Limit { name: LimitName::parse(name).unwrap(), capacity, period: Period::Minute, algorithm }
-    }
-
-    fn at(millis: i64) -> Time {
-        Time::from_millis(millis)
-    }
-
-    /// A store for one budget.
-    fn answer(store: &mut Option<State>, ask: &Ask, now: Time) -> Leased {
-        let mut state = store.take().unwrap_or_else(|| State::new(&ask.rule, &TimeZone::UTC, now));
-        state.advance(&ask.rule, &TimeZone::UTC, now.max(ask.reached));
-        for one in &ask.settled {
-            state.give_back(one.slot, one.returned);
-        }
-        let granted = state.grant(&ask.rule, ask.wanted);
-        *store = Some(state.clone());
-        let ahead = state.grant_ahead(&ask.rule, ask.ahead);
-        Leased { granted, ahead, state }
-    }
-
-    fn spend(budget: &mut Budget, store: &mut Option<State>, units: u64, now: Time) -> bool {
-        budget.advance(&TimeZone::UTC, now);
-        if budget.cover(units) == Cover::Unknown {
-            budget.want(units);
-            let ask = budget.ask(&Journal::default(), now).unwrap();
-            budget.grant(answer(store, &ask, now), Cells::default());
-        }
-        let leased = budget.cover(units) == Cover::Leased;
-        if leased {
-            budget.spend(units, now);
-        }
-        leased
-    }
-
-    #[test]
-    fn what_is_leased_and_not_spent_is_still_there() {
-        for algorithm in [Algorithm::FixedWindow, Algorithm::SlidingWindow] {
-            let (mut budget, mut store) = (Budget::new(Rule::of(&limit("a", 10, algorithm))), None);
-            assert_eq!(budget.cover(0), Cover::Unknown, "nobody has said how it stands");
-            assert!(spend(&mut budget, &mut store, 5, at(0)));
-            assert_eq!(budget.view(at(0)).remaining, 5);
-            assert_eq!(budget.cover(6), Cover::Short);
-            assert!(spend(&mut budget, &mut store, 5, at(1_000)), "{algorithm:?}");
-            assert_eq!((budget.view(at(1_000)).remaining, budget.cover(1)), (0, Cover::Short));
-            assert!(spend(&mut budget, &mut store, 10, at(130_000)));
-        }
-    }
-
-    #[test]
-    fn a_lease_grows_with_the_demand_and_shrinks_with_what_is_left() {
-        let (mut budget, mut store) = (Budget::new(Rule::of(&limit("a", 1_000, Algorithm::FixedWindow))), None);
-        let mut asked = 0;
-        let mut admitted = 0;
-        for i in 0..1_100 {
-            let now = at(i * 10);
-            budget.advance(&TimeZone::UTC, now);
-            asked += u32::from(budget.cover(1) == Cover::Unknown);
-            admitted += u32::from(spend(&mut budget, &mut store, 1, now));
-        }
-        assert_eq!(admitted, 1_000);
-        assert!((5..60).contains(&asked), "{asked}");
-    }
-
-    #[test]
-    fn a_lease_that_ends_goes_back_whole() {
-        let (mut budget, mut store) = (Budget::new(Rule::of(&limit("a", 100, Algorithm::FixedWindow))), None);
-        for i in 0..10 {
-            assert!(spend(&mut budget, &mut store, 1, at(i)));
-        }
-        let ask = budget.end().unwrap();
-        answer(&mut store, &ask, at(10));
-        assert!(!budget.is_open() && budget.end().is_none());
-        let rule = Rule::of(&limit("a", 100, Algorithm::FixedWindow));
-        assert_eq!(store.unwrap().available(&rule), 90);
-    }
-
-    #[test]
-    fn what_is_leased_beyond_a_lowered_limit_goes_back() {
-        let rule = |capacity| Rule::of(&limit("a", capacity, Algorithm::FixedWindow));
-        let (mut budget, mut store) = (Budget::new(rule(100)), None);
-        for _ in 0..8 {
-            assert!(spend(&mut budget, &mut store, 1, at(0)));
-        }
-        // While an ask is on its way, the limit is lowered.
-        budget.want(20);
-        let ask = budget.ask(&Journal::default(), at(0)).unwrap();
-        budget.set_rule(rule(10));
-        budget.grant(answer(&mut store, &ask, at(0)), Cells::default());
-        let mut admitted = 8;
-        while spend(&mut budget, &mut store, 1, at(0)) {
-            admitted += 1;
-        }
-        assert_eq!(admitted, 10);
-    }
-
-    #[test]
-    fn a_changed_list_keeps_what_was_spent_under_the_same_limit() {
-        let mut list = BudgetList::default();
-        let (a, b) = (limit("a", 10, Algorithm::FixedWindow), limit("b", 10, Algorithm::FixedWindow));
-        list.set_limits(&[a.clone(), b.clone()]);
-        for budget in list.budgets_mut() {
-            assert!(spend(budget, &mut None, 4, at(0)));
-        }
-        let larger = Limit { capacity: 20, ..b };
-        let other = Limit { period: Period::Hour, ..a };
-        list.set_limits(&[larger, other]);
-        let remaining =
-            |list: &BudgetList| list.iter().map(|(_, budget)| budget.view(at(0)).remaining).collect::<Vec<u64>>();
-        assert_eq!(remaining(&list), [16, 10]);
-        assert!(list.is_open(), "what became of the other is to be told");
-        let names = |asks: Vec<(Limit, Ask)>| asks.iter().map(|(limit, _)| limit.period).collect::<Vec<_>>();
-        // The one that was taken away, the one that went on, and not the new one, of which nothing is leased.
-        assert_eq!(names(list.asks(&Journal::default(), at(0), Asking::Last)), [Period::Minute, Period::Minute]);
-        assert!(!list.is_open());
     }
 }

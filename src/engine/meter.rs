@@ -8,7 +8,8 @@ use std::sync::Arc;
 use crate::decision::{AccountTerms, Credits};
 use crate::domain::{BudgetId, Environment, KeyId, Limit, Policy, Subject, Time, Verdict};
 
-use super::budget::{Ask, Asking, Budget, BudgetList, BudgetView, Cells, Cover, keep_counters};
+use super::budget::{Ask, Budget, BudgetView, Cells, Cover};
+use super::budget_list::{Asking, BudgetList, keep_counters};
 use super::purse::{Fund, Purse, PurseView};
 use crate::journal::{Journal, SpendCell, UsageCell};
 use crate::store::{LeaseAsk, Leased};

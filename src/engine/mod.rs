@@ -9,6 +9,7 @@ mod adjust;
 mod attempt;
 mod authority;
 mod budget;
+mod budget_list;
 #[cfg(test)]
 mod budget_tests;
 mod check;

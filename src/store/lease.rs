@@ -33,8 +33,8 @@ pub struct LeaseAsk {
     pub zone: TimeZone,
     /// What has become of earlier leases since this was last said.
     pub settled: Vec<Settled>,
-    /// Where the process is with it already: the time of a slot for which it was granted units ahead, even if its clock has been
-    /// set back since. The state moves on at least to there.
+    /// When the slot began in which it was spent from last. The store may not have heard of that yet, where the units were
+    /// granted ahead, and the clock may have been set back since: the state moves on at least to there.
     pub reached: Time,
     /// Units to be granted, as many of them as there are; 0 asks only how it stands.
     pub wanted: u64,

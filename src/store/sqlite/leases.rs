@@ -10,7 +10,7 @@ use super::writer::Writer;
 use crate::decision::quota::{Slot, State};
 use crate::domain::{AccountId, BudgetId, KeyId, Time};
 use crate::store::{
-    Cell, Closed, ClosedLease, Incarnation, KnownSpends, LeaseAsk, LeaseBatch, Leased, Settled, StoreError, Uncertain,
+    Cell, Closed, ClosedLease, Incarnation, KnownSpends, LeaseAsk, LeaseBatch, Leased, StoreError, Uncertain,
     UncertainRow,
 };
 
@@ -36,15 +36,9 @@ async fn grant(connection: &mut SqliteConnection, batch: &LeaseBatch) -> Result<
     for ask in &batch.asks {
         let id = ask.budget.as_str();
         // One that is asked for twice goes on from what the first has left.
-        let state = after.get(id).or_else(|| before.get(id));
-        let one = answer(ask, state.cloned(), batch.now);
-        // That time has passed is no news: it would be found out again. That units were spent in a slot is, where they were
-        // granted before it began: a clock that is set back must not lead back to before it.
-        let begun = |settled: &Settled| {
-            settled.returned > 0 || (settled.slot == one.state.slot() && state.map(State::slot) != Some(settled.slot))
-        };
-        if one.granted > 0 || one.ahead > 0 || ask.settled.iter().any(begun) || after.contains_key(id) {
-            after.insert(id, one.state.clone());
+        let (one, kept) = answer(ask, after.get(id).or_else(|| before.get(id)), batch.now);
+        if let Some(state) = kept {
+            after.insert(id, state);
         }
         leased.push(one);
     }
@@ -92,18 +86,30 @@ impl Move<'_> {
     }
 }
 
-/// What one ask makes of a budget.
-fn answer(ask: &LeaseAsk, before: Option<State>, now: Time) -> Leased {
+/// What one ask makes of a budget, and what is to be written down of that.
+fn answer(ask: &LeaseAsk, before: Option<&State>, now: Time) -> (Leased, Option<State>) {
     let LeaseAsk { rule, zone, settled, reached, wanted, ahead, .. } = ask;
     let now = now.max(*reached);
-    let mut state = before.unwrap_or_else(|| State::new(rule, zone, now));
+    let give_back = |state: &mut State| settled.iter().for_each(|one| state.give_back(one.slot, one.returned));
+    let mut state = before.cloned().unwrap_or_else(|| State::new(rule, zone, now));
     state.advance(rule, zone, now);
-    for one in settled {
-        state.give_back(one.slot, one.returned);
-    }
+    give_back(&mut state);
     let granted = state.grant(rule, *wanted);
     let ahead = state.grant_ahead(rule, *ahead);
-    Leased { granted, ahead, state }
+    // That time has passed is no news: it would be found out again. That units were spent in this slot is, as they may have been
+    // granted before it began: a clock that is set back must not lead back to before it.
+    let begun = settled.iter().any(|one| one.spent > 0 && one.slot == state.slot());
+    let kept = if granted > 0 || ahead > 0 || begun {
+        Some(state.clone())
+    } else if settled.iter().any(|one| one.returned > 0) {
+        before.cloned().map(|mut state| {
+            give_back(&mut state);
+            state
+        })
+    } else {
+        None
+    };
+    (Leased { granted, ahead, state }, kept)
 }
 
 /// How the leases of a budget change. What is granted comes last, so that its counter is what a new lease begins with.

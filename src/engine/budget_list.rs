@@ -1,0 +1,98 @@
+//! The budgets of a key or an account, one for each of its limits.
+
+use crate::decision::quota::Rule;
+use crate::domain::{Limit, Time};
+use crate::journal::Journal;
+use crate::store::Leased;
+
+use super::budget::{Ask, Budget, Cells, number};
+
+/// The budgets of a list of limits, in its order.
+#[derive(Debug, Default)]
+pub(super) struct BudgetList {
+    limits: Vec<(Limit, Budget)>,
+    /// Of limits that were taken away: what is still to be told to the store.
+    ended: Vec<(Limit, Ask)>,
+}
+
+impl BudgetList {
+    /// Makes these the limits, and goes on with the budgets of those that continue one from before. What was spent of the
+    /// others is in the store, where it is found again should they come back.
+    pub(super) fn set_limits(&mut self, limits: &[Limit]) {
+        let mut old = std::mem::take(&mut self.limits);
+        self.limits = limits
+            .iter()
+            .map(|limit| {
+                let rule = Rule::of(limit);
+                let place = old.iter().position(|(other, _)| limit.continues(other));
+                let mut budget = place.map_or_else(|| Budget::new(rule), |place| old.remove(place).1);
+                budget.set_rule(rule);
+                (limit.clone(), budget)
+            })
+            .collect();
+        self.ended.extend(old.into_iter().filter_map(|(limit, mut budget)| Some((limit, budget.end()?))));
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Limit, &Budget)> {
+        self.limits.iter().map(|(limit, budget)| (limit, budget))
+    }
+
+    pub(super) fn budgets_mut(&mut self) -> impl Iterator<Item = &mut Budget> {
+        self.limits.iter_mut().map(|(_, budget)| budget)
+    }
+
+    /// What the store is to be told and asked. What was taken away comes first: it may be there again, and then goes on from there.
+    pub(super) fn asks(&mut self, journal: &Journal, now: Time, mode: Asking) -> Vec<(Limit, Ask)> {
+        let mut asks = std::mem::take(&mut self.ended);
+        for (limit, budget) in &mut self.limits {
+            asks.extend(mode.of(budget, journal, now).map(|ask| (limit.clone(), ask)));
+        }
+        asks
+    }
+
+    /// Takes what the store has granted of the limit that this one is, or was.
+    pub(super) fn grant(&mut self, of: &Limit, leased: Leased, cells: Cells) {
+        keep_counters(&mut self.ended, cells);
+        if let Some((_, budget)) = self.limits.iter_mut().find(|(limit, _)| limit.continues(of)) {
+            budget.grant(leased, cells);
+        } else {
+            let returned = Ask::return_grant(Rule::of(of), &leased, cells);
+            self.ended.extend(returned.map(|ask| (of.clone(), ask)));
+        }
+    }
+
+    /// Whether something is leased, or to be told.
+    pub(super) fn is_open(&self) -> bool {
+        !self.ended.is_empty() || self.limits.iter().any(|(_, budget)| budget.is_open())
+    }
+}
+
+/// Keeps counters from being another's, which are still in use: where a limit was taken away while it was asked for, and has come
+/// back.
+pub(super) fn keep_counters<T>(ended: &mut [(T, Ask)], cells: Cells) {
+    let used = [number(cells.here), number(cells.ahead)];
+    for (_, ask) in ended {
+        ask.freed.retain(|cell| !used.contains(&Some(cell.number())));
+    }
+}
+
+/// What the store is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asking {
+    /// What is wanted.
+    Wanted,
+    /// What is wanted, and leases that are not in use go back.
+    Tidy,
+    /// Every lease goes back: this process ends.
+    Last,
+}
+
+impl Asking {
+    pub(super) fn of(self, budget: &mut Budget, journal: &Journal, now: Time) -> Option<Ask> {
+        match self {
+            Self::Tidy if budget.is_idle(now) => budget.end(),
+            Self::Wanted | Self::Tidy => budget.ask(journal, now),
+            Self::Last => budget.end(),
+        }
+    }
+}
