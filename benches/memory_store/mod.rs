@@ -6,10 +6,10 @@ use std::sync::{Mutex, PoisonError};
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 use tollgate::decision::quota::State;
-use tollgate::domain::{Account, AccountId, KeyId, Plan, PlanId, Revision, Time, UsageRow};
+use tollgate::domain::{Account, AccountId, KeyId, OperationId, Plan, PlanId, Revision, Time, UsageRow};
 use tollgate::store::{
-    ClosedLease, Commit, CommitError, Incarnation, KeyQuery, LeaseBatch, Leased, Loaded, Store, StoreError, StoredKey,
-    Uncertain, UsageFlush, UsageQuery,
+    ClosedLease, Commit, CommitError, Incarnation, KeyQuery, LeaseBatch, Leased, Loaded, Operation, OperationBatch,
+    RecordError, Recorded, Refund, Store, StoreError, StoredKey, Uncertain, UsageFlush, UsageQuery,
 };
 
 #[derive(Debug)]
@@ -90,6 +90,18 @@ impl Store for MemoryStore {
 
     async fn close_leases(&self, _: Incarnation, _: Time, _: Uncertain) -> Result<Vec<ClosedLease>, StoreError> {
         Ok(Vec::new())
+    }
+
+    async fn operation(&self, _: &AccountId, _: &OperationId, _: Time) -> Result<Option<Operation>, StoreError> {
+        Ok(None)
+    }
+
+    async fn record_operations(&self, batch: &OperationBatch) -> Result<Vec<Recorded>, RecordError> {
+        Ok(vec![Recorded::New; batch.operations.len()])
+    }
+
+    async fn refund_operation(&self, _: &AccountId, _: &OperationId, _: Time) -> Result<Refund, StoreError> {
+        Ok(Refund::Unknown)
     }
 
     async fn pepper_ids(&self) -> Result<Vec<String>, StoreError> {

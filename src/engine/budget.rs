@@ -69,6 +69,13 @@ pub(super) struct Ask {
     pub(super) wanted: u64,
 }
 
+impl Ask {
+    /// Says only that these units are not leased any more, and were not spent.
+    pub(super) fn returning(rule: Rule, slot: Slot, units: u64) -> Self {
+        Self { rule, settled: vec![Settled { slot, spent: 0, returned: units }], wanted: 0 }
+    }
+}
+
 impl Demand {
     fn spent(&mut self, units: u64, now: Time) {
         self.turn(now);
@@ -174,8 +181,32 @@ impl Budget {
 
     /// Spends units that [`Self::cover`] has said are leased. True if the lease should be filled up before it is empty.
     pub(super) fn spend(&mut self, units: u64, now: Time) -> bool {
-        self.lease.units = self.lease.units.saturating_sub(units);
         self.lease.spent = self.lease.spent.saturating_add(units);
+        self.take(units, now)
+    }
+
+    /// Takes units out of the lease that [`Self::cover`] has said are leased, for the store to charge them: it is told of them
+    /// elsewhere. Until then they are still leased by its books. Returns their slot, and whether the lease should be filled up.
+    pub(super) fn reserve(&mut self, units: u64, now: Time) -> (Slot, bool) {
+        (self.lease.slot, self.take(units, now))
+    }
+
+    /// Puts back units that were reserved and not charged.
+    pub(super) fn unreserve(&mut self, slot: Slot, units: u64) {
+        if self.lease.slot == slot {
+            self.lease.units = self.lease.units.saturating_add(units);
+            // The limit may have been lowered meanwhile.
+            self.give_back_excess();
+        } else {
+            if let Some(ledger) = &mut self.ledger {
+                ledger.give_back(slot, units);
+            }
+            self.note_settled(Settled { slot, spent: 0, returned: units });
+        }
+    }
+
+    fn take(&mut self, units: u64, now: Time) -> bool {
+        self.lease.units = self.lease.units.saturating_sub(units);
         self.demand.spent(units, now);
         let available = self.ledger.as_ref().map_or(0, |ledger| ledger.available(&self.rule));
         let low = self.lease.units < self.demand.a_second(now) / 2;
@@ -281,6 +312,19 @@ impl BudgetList {
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&Limit, &Budget)> {
         self.limits.iter().map(|(limit, budget)| (limit, budget))
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (&Limit, &mut Budget)> {
+        self.limits.iter_mut().map(|(limit, budget)| (&*limit, budget))
+    }
+
+    /// Puts back units that were reserved of the limit that this one is, or was.
+    pub(super) fn unreserve(&mut self, of: &Limit, slot: Slot, units: u64) {
+        if let Some((_, budget)) = self.limits.iter_mut().find(|(limit, _)| limit.continues(of)) {
+            budget.unreserve(slot, units);
+        } else {
+            self.ended.push((of.clone(), Ask::returning(Rule::of(of), slot, units)));
+        }
     }
 
     pub(super) fn budgets_mut(&mut self) -> impl Iterator<Item = &mut Budget> {

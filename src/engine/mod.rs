@@ -18,8 +18,11 @@ mod key_read;
 mod lease;
 mod load;
 mod meter;
+mod operation;
+mod operation_desk;
 pub mod pepper;
 mod plan;
+mod reserve;
 mod usage;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -86,6 +89,7 @@ pub struct Engine {
     usage: usage::UsageBuffer,
     attempts: attempt::Attempts,
     leases: lease::LeaseDesk,
+    operations: operation_desk::OperationDesk,
     /// Held from the first read of a change until it is in the index, so that revisions are applied in their order. Nothing
     /// is put into the index but under it.
     changing: tokio::sync::Mutex<()>,
@@ -110,6 +114,7 @@ impl Engine {
             usage: usage::UsageBuffer::default(),
             attempts: attempt::Attempts::new(),
             leases: lease::LeaseDesk::new(incarnation),
+            operations: operation_desk::OperationDesk::new(),
             changing: tokio::sync::Mutex::new(()),
             writing_fails: AtomicBool::new(false),
             reading_fails: AtomicBool::new(false),

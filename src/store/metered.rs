@@ -6,11 +6,11 @@ use async_trait::async_trait;
 use tokio::sync::mpsc;
 
 use super::{
-    ClosedLease, Commit, CommitError, Incarnation, KeyQuery, LeaseBatch, Leased, Loaded, SharedStore, Store,
-    StoreError, StoredKey, Uncertain, UsageFlush, UsageQuery,
+    ClosedLease, Commit, CommitError, Incarnation, KeyQuery, LeaseBatch, Leased, Loaded, Operation, OperationBatch,
+    RecordError, Recorded, Refund, SharedStore, Store, StoreError, StoredKey, Uncertain, UsageFlush, UsageQuery,
 };
 use crate::ambient::Clock;
-use crate::domain::{Account, AccountId, KeyId, Plan, PlanId, Revision, Time, UsageRow};
+use crate::domain::{Account, AccountId, KeyId, OperationId, Plan, PlanId, Revision, Time, UsageRow};
 use crate::telemetry::metrics::Metrics;
 
 /// Another store, measured.
@@ -114,6 +114,28 @@ impl Store for MeteredStore {
         policy: Uncertain,
     ) -> Result<Vec<ClosedLease>, StoreError> {
         self.read("close_leases", self.inner.close_leases(survivor, now, policy)).await
+    }
+
+    async fn operation(
+        &self,
+        account_id: &AccountId,
+        id: &OperationId,
+        now: Time,
+    ) -> Result<Option<Operation>, StoreError> {
+        self.read("operation", self.inner.operation(account_id, id, now)).await
+    }
+
+    async fn record_operations(&self, batch: &OperationBatch) -> Result<Vec<Recorded>, RecordError> {
+        self.measured("record_operations", self.inner.record_operations(batch), |_| true).await
+    }
+
+    async fn refund_operation(
+        &self,
+        account_id: &AccountId,
+        id: &OperationId,
+        now: Time,
+    ) -> Result<Refund, StoreError> {
+        self.read("refund_operation", self.inner.refund_operation(account_id, id, now)).await
     }
 
     async fn pepper_ids(&self) -> Result<Vec<String>, StoreError> {

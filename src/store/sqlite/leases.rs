@@ -78,7 +78,7 @@ fn moves<'a>(ask: &'a LeaseAsk, leased: &Leased) -> impl Iterator<Item = (Slot, 
     settled.chain([granted])
 }
 
-async fn states(connection: &mut SqliteConnection, ids: &[&str]) -> Result<HashMap<String, State>, StoreError> {
+pub(super) async fn states(connection: &mut SqliteConnection, ids: &[&str]) -> Result<HashMap<String, State>, StoreError> {
     let ids = serde_json::to_string(ids).map_err(|error| StoreError::Corrupt(format!("names of budgets: {error}")))?;
     let rows = sqlx::query("SELECT b.id, b.state FROM json_each($1) AS asked JOIN budgets AS b ON b.id = asked.value")
         .bind(ids)
@@ -108,7 +108,8 @@ async fn write_states(connection: &mut SqliteConnection, rows: &[(&str, String)]
     Ok(())
 }
 
-async fn move_leases(
+/// Adds to what is leased for slots of budgets, or where it is below 0 takes from that.
+pub(super) async fn move_leases(
     connection: &mut SqliteConnection,
     incarnation: Incarnation,
     rows: &[(&str, i64, i64)],
@@ -209,12 +210,18 @@ async fn give_back(connection: &mut SqliteConnection, closed: &[ClosedLease]) ->
                 state.give_back(lease.slot, lease.units);
             }
         }
-        let rows: Result<Vec<(&str, String)>, StoreError> =
-            states.iter().map(|(id, state)| Ok((id.as_str(), encode(state)?))).collect();
-        let rows = rows?;
-        if !rows.is_empty() {
-            write_states(connection, &rows).await?;
-        }
+        write_all(connection, &states).await?;
     }
     Ok(())
+}
+
+/// Writes states back that were read together.
+pub(super) async fn write_all(
+    connection: &mut SqliteConnection,
+    states: &HashMap<String, State>,
+) -> Result<(), StoreError> {
+    let rows: Result<Vec<(&str, String)>, StoreError> =
+        states.iter().map(|(id, state)| Ok((id.as_str(), encode(state)?))).collect();
+    let rows = rows?;
+    if rows.is_empty() { Ok(()) } else { write_states(connection, &rows).await }
 }
