@@ -72,6 +72,13 @@ pub(super) struct Asked {
     revision: Revision,
 }
 
+/// One whose key was not.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Unidentified {
+    verdict: Verdict,
+    revision: Revision,
+}
+
 impl Engine {
     /// Decides, and where it is allowed and `check.consume` is set, charges. It waits for the store where a budget has no
     /// units leased and the store has not said that there are none; else it answers at once.
@@ -90,7 +97,7 @@ impl Engine {
     fn try_check(&self, check: &Check<'_>, now: Time) -> Result<Answer, Ticket> {
         let asked = match self.asked(check, now) {
             Ok(asked) => asked,
-            Err(answer) => return Ok(answer),
+            Err(unidentified) => return Ok(unidentified.into()),
         };
         let Asked { entry, authorized, .. } = &asked;
         let (charge, queue, wants) =
@@ -107,15 +114,14 @@ impl Engine {
         Ok(asked.answer(check, charge))
     }
 
-    /// Finds the key, and whether it may; or answers that there is none.
-    pub(super) fn asked(&self, check: &Check<'_>, now: Time) -> Result<Asked, Answer> {
+    /// Finds the key, and whether it may.
+    pub(super) fn asked(&self, check: &Check<'_>, now: Time) -> Result<Asked, Unidentified> {
         let revision = self.index.revision();
-        let (hash, found) =
-            self.identify(check.credential).map_err(|verdict| Answer::unidentified(verdict, revision))?;
+        let (hash, found) = self.identify(check.credential).map_err(|verdict| Unidentified { verdict, revision })?;
         let record = found.entry.record.load_full();
         let terms = Arc::clone(&found.entry.account.state.load().terms);
         if check.within.is_some_and(|within| *within != terms.account_id) {
-            return Err(Answer::unidentified(Verdict::Unknown, revision));
+            return Err(Unidentified { verdict: Verdict::Unknown, revision });
         }
         let subject = Subject { key_id: found.entry.id, record, terms };
         let secret_expire_time = found.secret_expire_time(&hash, &subject.record);
@@ -164,7 +170,7 @@ impl Engine {
     /// Answers where there is no credential that could be looked up.
     #[must_use]
     pub fn unidentified(&self, verdict: Verdict) -> Answer {
-        Answer::unidentified(verdict, self.index.revision())
+        Unidentified { verdict, revision: self.index.revision() }.into()
     }
 
     /// Finds the key that a credential is of.
@@ -254,8 +260,8 @@ impl Asked {
     }
 }
 
-impl Answer {
-    fn unidentified(verdict: Verdict, revision: Revision) -> Self {
+impl From<Unidentified> for Answer {
+    fn from(Unidentified { verdict, revision }: Unidentified) -> Self {
         Self {
             verdict,
             revision,

@@ -87,7 +87,13 @@ pub(super) struct AccountState {
 impl AccountEntry {
     fn new(account: Account, plan: Arc<Plan>) -> Self {
         let state = ArcSwap::from_pointee(AccountState::new(account, plan));
-        Self { state, live: Mutex::default(), test: Mutex::default(), calls: AtomicUsize::new(0), operations: AtomicUsize::new(0) }
+        Self {
+            state,
+            live: Mutex::default(),
+            test: Mutex::default(),
+            calls: AtomicUsize::new(0),
+            operations: AtomicUsize::new(0),
+        }
     }
 
     /// The meter that the keys of one environment share.

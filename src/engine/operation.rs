@@ -47,7 +47,7 @@ impl Engine {
     pub async fn check_operation(&self, check: &Check<'_>, id: &OperationId, now: Time) -> Result<Answer, Error> {
         let asked = match self.asked(check, now) {
             Ok(asked) => asked,
-            Err(answer) => return Ok(answer),
+            Err(unidentified) => return Ok(unidentified.into()),
         };
         // The store need not be asked.
         if let Err(verdict) = asked.authorized {
@@ -132,7 +132,7 @@ impl Engine {
     fn try_reserve(&self, check: &Check<'_>, now: Time) -> Result<Tried, Ticket> {
         let asked = match self.asked(check, now) {
             Ok(asked) => asked,
-            Err(answer) => return Ok(Tried::Denied(answer)),
+            Err(unidentified) => return Ok(Tried::Denied(unidentified.into())),
         };
         if let Err(verdict) = asked.authorized {
             return Ok(Tried::Denied(self.deny(asked, check, Charge::denied(verdict), now)));
@@ -172,10 +172,7 @@ impl Engine {
         entry.with_meter(|meter| meter.unreserve(of_key));
         entry.account.meter(environment).unreserve(of_account);
         // So that they are looked through when nobody uses them.
-        self.leases.enqueue([
-            Holder::Key(Arc::clone(entry)),
-            Holder::Pool(Arc::clone(&entry.account), environment),
-        ]);
+        self.leases.enqueue([Holder::Key(Arc::clone(entry)), Holder::Pool(Arc::clone(&entry.account), environment)]);
     }
 
     /// Answers a check that was charged before.
@@ -184,7 +181,7 @@ impl Engine {
             let now = self.clock.now();
             let asked = match self.asked(check, now) {
                 Ok(asked) => asked,
-                Err(answer) => return Ok(Ok(answer)),
+                Err(unidentified) => return Ok(Ok(unidentified.into())),
             };
             if let Err(verdict) = asked.authorized {
                 return Ok(Ok(self.deny(asked, check, Charge::denied(verdict), now)));

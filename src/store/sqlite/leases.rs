@@ -78,7 +78,10 @@ fn moves<'a>(ask: &'a LeaseAsk, leased: &Leased) -> impl Iterator<Item = (Slot, 
     settled.chain([granted])
 }
 
-pub(super) async fn states(connection: &mut SqliteConnection, ids: &[&str]) -> Result<HashMap<String, State>, StoreError> {
+pub(super) async fn states(
+    connection: &mut SqliteConnection,
+    ids: &[&str],
+) -> Result<HashMap<String, State>, StoreError> {
     let ids = serde_json::to_string(ids).map_err(|error| StoreError::Corrupt(format!("names of budgets: {error}")))?;
     let rows = sqlx::query("SELECT b.id, b.state FROM json_each($1) AS asked JOIN budgets AS b ON b.id = asked.value")
         .bind(ids)

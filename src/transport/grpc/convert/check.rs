@@ -64,8 +64,7 @@ pub(in crate::transport::grpc) fn refund_from(
     request: &v1::RefundCheckRequest,
 ) -> Result<(Option<AccountId>, OperationId), Error> {
     let v1::RefundCheckRequest { operation_id, account_id } = request;
-    let operation =
-        OperationId::parse(operation_id).map_err(|error| Error::invalid_field("operation_id", &error))?;
+    let operation = OperationId::parse(operation_id).map_err(|error| Error::invalid_field("operation_id", &error))?;
     let account_id = (!account_id.is_empty()).then(|| account_id_from("account_id", account_id)).transpose()?;
     Ok((account_id, operation))
 }
