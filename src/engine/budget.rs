@@ -475,6 +475,44 @@ mod tests {
     }
 
     #[test]
+    fn what_is_reserved_can_be_put_back() {
+        let rule = |capacity| Rule::of(&limit("a", capacity, Algorithm::FixedWindow));
+        let (mut budget, mut store) = (Budget::new(rule(100)), None);
+        budget.want(60);
+        let ask = budget.ask(at(0)).unwrap();
+        budget.grant(answer(&mut store, &ask, at(0)));
+        let (slot, _) = budget.reserve(50, at(0));
+        assert_eq!((budget.view(at(0)).remaining, budget.cover(11)), (50, Cover::Unknown));
+        budget.unreserve(slot, 20);
+        assert_eq!((budget.view(at(0)).remaining, budget.cover(30)), (70, Cover::Leased));
+        // What was reserved is not told as spent, nor is what was put back.
+        budget.want(0);
+        assert_eq!(budget.ask(at(0)).unwrap().settled, []);
+        // After the limit was lowered, it goes back to the store.
+        let (slot, _) = budget.reserve(30, at(0));
+        budget.set_rule(rule(50));
+        budget.unreserve(slot, 30);
+        assert_eq!(budget.settled, [Settled { slot, spent: 0, returned: 10 }]);
+        // And so it does when its slot is over.
+        let (slot, _) = budget.reserve(20, at(0));
+        budget.advance(&TimeZone::UTC, at(60_000));
+        budget.unreserve(slot, 20);
+        assert_eq!(budget.settled, [Settled { slot, spent: 0, returned: 30 }]);
+        assert_eq!(budget.cover(1), Cover::Unknown);
+    }
+
+    #[test]
+    fn what_is_put_back_of_a_limit_that_was_taken_away_goes_back() {
+        let mut list = BudgetList::default();
+        let (a, b) = (limit("a", 10, Algorithm::FixedWindow), limit("b", 10, Algorithm::FixedWindow));
+        list.set_limits(std::slice::from_ref(&b));
+        list.unreserve(&a, Slot::new(7), 4);
+        assert!(list.is_open());
+        let [(of, ask)] = list.asks(at(0), Asking::Last).try_into().unwrap();
+        assert_eq!((of, ask.settled, ask.wanted), (a, vec![Settled { slot: Slot::new(7), spent: 0, returned: 4 }], 0));
+    }
+
+    #[test]
     fn a_changed_list_keeps_what_was_spent_under_the_same_limit() {
         let mut list = BudgetList::default();
         let (a, b) = (limit("a", 10, Algorithm::FixedWindow), limit("b", 10, Algorithm::FixedWindow));
