@@ -2,6 +2,7 @@
 #![cfg(test)]
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use secrecy::ExposeSecret as _;
@@ -27,6 +28,8 @@ const START: Time = Time::from_millis(1_800_000_000_000);
 enum Fault {
     /// It fails before anything is written.
     Refused,
+    /// So it does, but only after leases were looked through.
+    RefusedLate,
     /// Nobody learns that it was written.
     AnswerLost,
     /// Nobody learns that it was not.
@@ -60,6 +63,10 @@ macro_rules! passing_on {
                 match fault {
                     None => self.inner.record_operations(batch).await,
                     Some(Fault::Refused) => Err(RecordError::NotWritten(away())),
+                    Some(Fault::RefusedLate) => {
+                        tokio::time::sleep(Duration::from_millis(2_500)).await;
+                        Err(RecordError::NotWritten(away()))
+                    }
                     Some(Fault::Lost) => Err(RecordError::Unknown(away())),
                     Some(Fault::AnswerLost) => {
                         self.inner.record_operations(batch).await.unwrap();
@@ -175,6 +182,22 @@ async fn what_was_certainly_not_written_is_put_back() {
     process.end().await;
     assert_eq!(outstanding(&store).await, [0_u64; 0]);
     assert_eq!(Process::start(&store).await.left(&secret).await, [400; 2]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_put_back_is_found_when_the_process_ends() {
+    let (_folder, store, secret) = store().await;
+    let process = Process::start(&store).await;
+    // All that there is, so that no lease is open meanwhile.
+    *store.next.lock().unwrap() = Some(Fault::RefusedLate);
+    assert!(process.operate(&secret, "op", CAPACITY).await.is_err());
+    let rounds = || process.engine.lease_stats().rounds;
+    let before = rounds();
+    while rounds() < before + 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    process.end().await;
+    assert_eq!(outstanding(&store).await, [0_u64; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
