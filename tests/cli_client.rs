@@ -195,7 +195,7 @@ fn a_refund_says_what_came_back() {
     let output = server.run(&["refund", "op-1", "--account", "acct_a"], no_input);
     assert_eq!((code(&output), stdout(&output).trim()), (0, "refunded  406"));
     let output = server.run(&["--output", "json", "refund", "op-1"], no_input);
-    let answer: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let answer: Value = serde_json::from_str(&stdout(&output)).unwrap();
     assert_eq!(answer, serde_json::json!({ "refunded": 400 }));
     let output = server.run(&["refund", "unknown"], no_input);
     assert_eq!(code(&output), 4);
