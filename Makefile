@@ -16,7 +16,7 @@ test: ## Run every test, after installing the tools they use (ARGS: the test run
 	scripts/test $(ARGS)
 
 soak: ## Kill a server under load a thousand times (KILLS: how often)
-	TOLLGATE_TEST_KILLS=$(or $(KILLS),1000) cargo test --test crash_limits -- --nocapture
+	TOLLGATE_TEST_KILLS=$(or $(KILLS),1000) cargo test --test crash_limits --test crash_operations -- --nocapture
 
 lint: ## Check formatting, clippy, docs, dependencies, protos and scripts
 	scripts/lint

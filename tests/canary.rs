@@ -328,7 +328,10 @@ async fn look_ups(canary: &mut Canary, server: &Server, keys: &mut Keys, secret:
     canary.answer("RotateKey", keys.rotate_key(etag).await);
     canary.answer("RevokeKey", keys.revoke_key(RevokeKeyRequest { id: text(), reason: String::new() }).await);
     canary.answer("RevokeKey", keys.revoke_key(RevokeKeyRequest { id: id.to_owned(), reason: long(secret) }).await);
-    canary.answer("RefundCheck", keys.refund_check(RefundCheckRequest { operation_id: text() }).await);
+    canary.answer(
+        "RefundCheck",
+        keys.refund_check(RefundCheckRequest { operation_id: text(), account_id: text() }).await,
+    );
     for request in [
         GetUsageRequest { key_id: text(), ..GetUsageRequest::default() },
         GetUsageRequest { account_id: text(), ..GetUsageRequest::default() },

@@ -100,6 +100,18 @@ impl KeyService for Fake {
         std::future::pending().await
     }
 
+    async fn refund_check(
+        &self,
+        request: Request<RefundCheckRequest>,
+    ) -> Result<Response<RefundCheckResponse>, Status> {
+        let RefundCheckRequest { operation_id, account_id } = request.into_inner();
+        if operation_id == "unknown" {
+            return Err(Status::not_found("there is no operation `unknown`"));
+        }
+        let refunded = i64::try_from(operation_id.len() * 100 + account_id.len()).unwrap();
+        Ok(Response::new(RefundCheckResponse { refunded }))
+    }
+
     async fn import_keys(
         &self,
         request: Request<Streaming<ImportKeysRequest>>,
@@ -125,7 +137,6 @@ impl KeyService for Fake {
         revoke_key(RevokeKeyRequest) -> RevokeKeyResponse;
         get_self(GetSelfRequest) -> GetSelfResponse;
         get_limits(GetLimitsRequest) -> GetLimitsResponse;
-        refund_check(RefundCheckRequest) -> RefundCheckResponse;
     }
 }
 
@@ -176,6 +187,19 @@ fn stdout(output: &Output) -> String {
 
 fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+#[test]
+fn a_refund_says_what_came_back() {
+    let server = Server::start();
+    let output = server.run(&["refund", "op-1", "--account", "acct_a"], no_input);
+    assert_eq!((code(&output), stdout(&output).trim()), (0, "refunded  406"));
+    let output = server.run(&["--output", "json", "refund", "op-1"], no_input);
+    let answer: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(answer, serde_json::json!({ "refunded": 400 }));
+    let output = server.run(&["refund", "unknown"], no_input);
+    assert_eq!(code(&output), 4);
+    assert!(stderr(&output).contains("there is no operation `unknown`"), "{}", stderr(&output));
 }
 
 #[test]

@@ -17,6 +17,8 @@ mod lists;
 mod load;
 #[path = "store_contract/model.rs"]
 mod model;
+#[path = "store_contract/operations.rs"]
+mod operations;
 #[path = "store_contract/records.rs"]
 mod records;
 #[path = "store_contract/usage.rs"]
@@ -67,6 +69,12 @@ macro_rules! suite {
             load::more_than_one_chunk_and_equal_policies_shared,
             load::a_snapshot_while_commits_go_on,
             load::a_receiver_that_goes_away,
+            operations::an_operation_is_charged_once_for_its_name,
+            operations::a_batch_of_operations_has_one_of_each_name,
+            operations::a_large_batch_of_operations,
+            operations::an_operation_is_given_back_once,
+            operations::operations_are_remembered_for_a_day,
+            operations::of_operations_at_once_one_is_charged,
             usage::sums_by_bucket_and_verdict,
             usage::sums_by_key_in_order,
             usage::a_flush_counts_once,

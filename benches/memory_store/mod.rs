@@ -7,10 +7,11 @@ use std::sync::{Mutex, PoisonError};
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 use tollgate::decision::quota::State;
-use tollgate::domain::{Account, AccountId, KeyId, Plan, PlanId, Revision, Time, UsageRow};
+use tollgate::domain::{Account, AccountId, KeyId, OperationId, Plan, PlanId, Revision, Time, UsageRow};
 use tollgate::store::{
-    Closed, Commit, CommitError, Incarnation, KeyQuery, KnownSpends, LeaseBatch, Leased, Loaded, Store, StoreError,
-    StoredKey, Uncertain, UncertainRow, UsageFlush, UsageQuery,
+    Closed, Commit, CommitError, Incarnation, KeyQuery, KnownSpends, LeaseBatch, Leased, Loaded, Operation,
+    OperationBatch, RecordError, Recorded, Refund, Store, StoreError, StoredKey, Uncertain, UncertainRow, UsageFlush,
+    UsageQuery,
 };
 
 #[derive(Debug)]
@@ -108,6 +109,18 @@ impl Store for MemoryStore {
         _: u32,
     ) -> Result<Vec<UncertainRow>, StoreError> {
         Ok(Vec::new())
+    }
+
+    async fn operation(&self, _: &AccountId, _: &OperationId, _: Time) -> Result<Option<Operation>, StoreError> {
+        Ok(None)
+    }
+
+    async fn record_operations(&self, batch: &OperationBatch) -> Result<Vec<Recorded>, RecordError> {
+        Ok(vec![Recorded::New; batch.operations.len()])
+    }
+
+    async fn refund_operation(&self, _: &AccountId, _: &OperationId, _: Time) -> Result<Refund, StoreError> {
+        Ok(Refund::Unknown)
     }
 
     async fn pepper_ids(&self) -> Result<Vec<String>, StoreError> {

@@ -50,7 +50,8 @@ pub(super) struct CheckArgs {
     /// The path that the client asked for.
     #[arg(long, default_value = "", hide_default_value = true)]
     path: String,
-    /// Charge once, however often this check is sent.
+    /// Names what is charged: once for the name in 24 hours, however often this check is sent. 1 to 128 visible ASCII
+    /// characters.
     #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
     operation_id: String,
     /// Answer only from this revision on.

@@ -16,6 +16,7 @@ mod import;
 mod keys;
 mod out;
 mod plans;
+mod refund;
 mod server;
 mod usage;
 mod values;
@@ -48,7 +49,7 @@ Exit codes:
   1  it failed
   2  the command was not understood
   3  the check was denied
-  4  no such key, account or plan
+  4  no such key, account, plan or operation
   5  no caller's key, or one that may not do this
   6  the server can't be reached, or can't answer now";
 
@@ -86,6 +87,8 @@ enum Command {
     Plans(plans::PlansCommand),
     /// Ask whether a key may do this now. Exits with 3 where it may not.
     Check(check::CheckArgs),
+    /// Give back, once, what a check with an operation's id was charged.
+    Refund(refund::RefundArgs),
     /// What a key or an account has used.
     Usage(usage::UsageArgs),
     /// The caller's own key, and what is left of its limits.
@@ -148,6 +151,7 @@ fn run(cli: Cli) -> Outcome {
         | Command::Accounts(_)
         | Command::Plans(_)
         | Command::Check(_)
+        | Command::Refund(_)
         | Command::Usage(_)
         | Command::Me
         | Command::Health { .. }) => {
@@ -166,6 +170,7 @@ async fn call(client: &ClientArgs, command: Command, output: Output) -> Outcome 
         Command::Accounts(command) => accounts::run(client, command, output).await,
         Command::Plans(command) => plans::run(client, command, output).await,
         Command::Check(args) => check::run(client, args, output).await,
+        Command::Refund(args) => refund::run(client, args, output).await,
         Command::Usage(args) => usage::run(client, args, output).await,
         Command::Me => usage::me(client, output).await,
         Command::Health { service } => server::health(client, service).await,

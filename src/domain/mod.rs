@@ -11,6 +11,7 @@ mod budget;
 mod id;
 mod key;
 mod limit;
+mod operation;
 mod restriction;
 mod scope;
 mod text;
@@ -24,6 +25,7 @@ pub use budget::{BudgetId, Subject};
 pub use id::{AccountId, KeyId, PlanId, Revision};
 pub use key::{Environment, Key, KeyStatus, Policy, PreviousSecret, Revocation, SecretHash, Status};
 pub use limit::{Algorithm, Limit, LimitName, Period, UNITS_MAX};
+pub use operation::OperationId;
 pub use restriction::{EndpointPattern, ReferrerPattern, Restrictions};
 pub use scope::{OWN_NAMESPACE, Scope, ScopeRef};
 pub use text::{
@@ -48,4 +50,6 @@ pub mod caps {
     pub const PAGE_SIZE_MAX: u32 = 1_000;
     /// Rows of a page where the caller names no number.
     pub const PAGE_SIZE_DEFAULT: u32 = 100;
+    /// Characters of an operation's id.
+    pub const OPERATION_ID_CHARS_MAX: usize = 128;
 }

@@ -57,6 +57,13 @@ struct Lease {
     cell: Option<SpendCell>,
 }
 
+/// Which lease of a budget.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LeaseName {
+    pub(super) slot: Slot,
+    pub(super) cell: Option<SpendCell>,
+}
+
 /// What became of units of a lease.
 #[derive(Clone, Copy, Debug)]
 struct Outcome {
@@ -119,23 +126,21 @@ pub(super) struct Cells {
 }
 
 impl Ask {
-    /// Sends back what was granted to a budget that is there no more, and is now held against `rule`.
-    pub(super) fn return_grant(rule: Rule, leased: &Leased, cells: Cells) -> Option<Self> {
-        let returned = |slot: Slot, units: u64, cell: Option<SpendCell>| Settled {
-            slot,
-            cell: number(cell),
-            spent: 0,
-            returned: units,
-        };
-        let state = &leased.state;
-        let settled = [
-            returned(state.slot(), leased.granted, cells.here),
-            returned(state.next_slot(), leased.ahead, cells.ahead),
-        ];
-        let settled: Vec<Settled> = settled.into_iter().filter(|one| one.returned > 0).collect();
+    /// Sends back units of a budget that is there no more, and is now held against `rule`. Absent where that is nothing.
+    pub(super) fn returning(rule: Rule, units: impl IntoIterator<Item = (LeaseName, u64)>) -> Option<Self> {
+        let returned = |(LeaseName { slot, cell }, returned)| Settled { slot, cell: number(cell), spent: 0, returned };
+        let settled: Vec<Settled> = units.into_iter().filter(|(_, units)| *units > 0).map(returned).collect();
         let reached = Time::from_millis(i64::MIN);
         let ask = Self { rule, settled, reached, wanted: 0, ahead: 0, cells: Cells::default(), freed: Vec::new() };
         (!ask.settled.is_empty()).then_some(ask)
+    }
+
+    /// Sends back what was granted to such a budget.
+    pub(super) fn return_grant(rule: Rule, leased: &Leased, cells: Cells) -> Option<Self> {
+        let Leased { granted, ahead, state } = leased;
+        let here = LeaseName { slot: state.slot(), cell: cells.here };
+        let next = LeaseName { slot: state.next_slot(), cell: cells.ahead };
+        Self::returning(rule, [(here, *granted), (next, *ahead)])
     }
 }
 
@@ -337,11 +342,37 @@ impl Budget {
 
     /// Spends units that [`Self::cover`] has said are leased. True if the lease should be filled up before it is empty.
     pub(super) fn spend(&mut self, units: u64, now: Time) -> bool {
-        self.lease.units = self.lease.units.saturating_sub(units);
         self.lease.spent = self.lease.spent.saturating_add(units);
         if let Some(cell) = self.lease.cell {
             cell.spend(units);
         }
+        self.take_out(units, now)
+    }
+
+    /// Takes units out of the lease that [`Self::cover`] has said are leased, for the store to charge them: it is told of them
+    /// elsewhere. Until then they are still leased by its books. Returns whence they are, and whether the lease should be filled up.
+    pub(super) fn reserve(&mut self, units: u64, now: Time) -> (LeaseName, bool) {
+        let Lease { slot, cell, .. } = self.lease;
+        (LeaseName { slot, cell }, self.take_out(units, now))
+    }
+
+    /// Puts back units that were reserved and not charged.
+    pub(super) fn unreserve(&mut self, lease: LeaseName, units: u64) {
+        let LeaseName { slot, cell } = lease;
+        if self.lease.slot == slot && number(self.lease.cell) == number(cell) {
+            self.lease.units = self.lease.units.saturating_add(units);
+            // The limit may have been lowered meanwhile.
+            self.give_back_excess();
+        } else {
+            if let Some(ledger) = &mut self.ledger {
+                ledger.give_back(slot, units);
+            }
+            self.note(Outcome { slot, cell, spent: 0, returned: units, over: false });
+        }
+    }
+
+    fn take_out(&mut self, units: u64, now: Time) -> bool {
+        self.lease.units = self.lease.units.saturating_sub(units);
         self.demand.spent(units, now);
         self.begun |= units > 0;
         if units == 0 || self.wanted.is_some() {

@@ -5,7 +5,7 @@ use crate::domain::{Limit, Time};
 use crate::journal::Journal;
 use crate::store::Leased;
 
-use super::budget::{Ask, Budget, Cells, number};
+use super::budget::{Ask, Budget, Cells, LeaseName, number};
 
 /// The budgets of a list of limits, in its order.
 #[derive(Debug, Default)]
@@ -35,6 +35,19 @@ impl BudgetList {
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&Limit, &Budget)> {
         self.limits.iter().map(|(limit, budget)| (limit, budget))
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (&Limit, &mut Budget)> {
+        self.limits.iter_mut().map(|(limit, budget)| (&*limit, budget))
+    }
+
+    /// Puts back units that were reserved of the limit that this one is, or was.
+    pub(super) fn unreserve(&mut self, of: &Limit, lease: LeaseName, units: u64) {
+        if let Some((_, budget)) = self.limits.iter_mut().find(|(limit, _)| limit.continues(of)) {
+            budget.unreserve(lease, units);
+        } else {
+            self.ended.extend(Ask::returning(Rule::of(of), [(lease, units)]).map(|ask| (of.clone(), ask)));
+        }
     }
 
     pub(super) fn budgets_mut(&mut self) -> impl Iterator<Item = &mut Budget> {

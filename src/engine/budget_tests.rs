@@ -2,12 +2,12 @@
 
 use proptest::prelude::*;
 
-use super::budget::{Ask, Budget, Cells, Cover};
+use super::budget::{Ask, Budget, Cells, Cover, LeaseName};
 use super::budget_list::{Asking, BudgetList};
-use crate::decision::quota::{Rule, State};
+use crate::decision::quota::{Rule, Slot, State};
 use crate::domain::{Algorithm, Limit, LimitName, Period, Time, TimeZone};
 use crate::journal::Journal;
-use crate::store::Leased;
+use crate::store::{Leased, Settled};
 
 fn limit(name: &str, capacity: u64, algorithm: Algorithm) -> Limit {
     Limit { name: LimitName::parse(name).unwrap(), capacity, period: Period::Minute, algorithm }
@@ -310,6 +310,50 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let check = (clock, 0_u64..4, any::<bool>()).prop_map(|(millis, units, late)| Step::Check(millis, units, late));
     let step = prop_oneof![40 => check, 2 => Just(Step::Tidy), 1 => (0_u64..60).prop_map(Step::Capacity)];
     prop::collection::vec(step, 1..400)
+}
+
+#[test]
+fn what_is_reserved_can_be_put_back() {
+    let rule = |capacity| Rule::of(&limit("a", capacity, Algorithm::FixedWindow));
+    let journal = Journal::default();
+    let (mut budget, mut store) = (Budget::new(rule(100)), None);
+    budget.want(60);
+    let ask = budget.ask(&journal, at(0)).unwrap();
+    budget.grant(answer(&mut store, &ask, at(0)), Cells::default());
+    let (lease, _) = budget.reserve(50, at(0));
+    assert_eq!((budget.view(at(0)).remaining, budget.cover(11)), (50, Cover::Unknown));
+    budget.unreserve(lease, 20);
+    assert_eq!((budget.view(at(0)).remaining, budget.cover(30)), (70, Cover::Leased));
+    // What was reserved is not told as spent, nor is what was put back.
+    budget.want(0);
+    assert_eq!(budget.ask(&journal, at(0)).unwrap().settled, []);
+    // After the limit was lowered, it goes back to the store.
+    let (lease, _) = budget.reserve(30, at(0));
+    budget.set_rule(rule(50));
+    budget.unreserve(lease, 30);
+    let returned = |budget: &mut Budget, now| {
+        budget.want(0);
+        budget.ask(&journal, now).unwrap().settled.iter().map(|one| (one.spent, one.returned)).collect::<Vec<_>>()
+    };
+    assert_eq!(returned(&mut budget, at(0)), [(0, 10)]);
+    // And so it does when its slot is over.
+    let (lease, _) = budget.reserve(20, at(0));
+    budget.advance(&TimeZone::UTC, at(60_000));
+    budget.unreserve(lease, 20);
+    assert_eq!(returned(&mut budget, at(60_000)), [(0, 20)]);
+    assert_eq!(budget.cover(1), Cover::Unknown);
+}
+
+#[test]
+fn what_is_put_back_of_a_limit_that_was_taken_away_goes_back() {
+    let mut list = BudgetList::default();
+    let (a, b) = (limit("a", 10, Algorithm::FixedWindow), limit("b", 10, Algorithm::FixedWindow));
+    list.set_limits(std::slice::from_ref(&b));
+    list.unreserve(&a, LeaseName { slot: Slot::new(7), cell: None }, 4);
+    assert!(list.is_open());
+    let [(of, ask)] = list.asks(&Journal::default(), at(0), Asking::Last).try_into().unwrap();
+    assert_eq!((of, ask.wanted), (a, 0));
+    assert_eq!(ask.settled, [Settled { slot: Slot::new(7), cell: None, spent: 0, returned: 4 }]);
 }
 
 proptest! {

@@ -4,12 +4,14 @@
 use std::sync::Arc;
 
 use crate::decision::{AccountTerms, KeyRecord, Request, authorize, missing_scopes, secret::Shape};
-use crate::domain::{AccountId, KeyId, Revision, SecretHash, Time, Verdict};
+use crate::domain::{AccountId, Environment, KeyId, Revision, SecretHash, Time, Verdict};
 
 use super::attempt::Attempt;
 use super::index::{Found, KeyEntry};
 use super::lease::Ticket;
-use super::meter::{Charge, Charged, Counted, CreditStatus, KeyMeter, LimitStatus, Wants, charge};
+use super::meter::{
+    AccountMeter, Charge, Charged, Counted, CreditStatus, KeyMeter, LimitStatus, Take, Wants, charge, spend,
+};
 use super::{Engine, Error};
 
 /// Most cost units of one check.
@@ -62,6 +64,23 @@ pub struct Subject {
     pub terms: Arc<AccountTerms>,
 }
 
+/// A check whose key was found.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) entry: Arc<KeyEntry>,
+    pub(super) subject: Subject,
+    /// Whether the key may, whatever it costs.
+    pub(super) authorized: Result<(), Verdict>,
+    revision: Revision,
+}
+
+/// One whose key was not.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Unidentified {
+    verdict: Verdict,
+    revision: Revision,
+}
+
 impl Engine {
     /// Decides, and where it is allowed and `check.consume` is set, charges. It waits for the store where a budget has no
     /// units leased and the store has not said that there are none; else it answers at once.
@@ -78,40 +97,38 @@ impl Engine {
 
     /// The same without waiting: where the store has to be asked first, a place among those who wait for it.
     fn try_check(&self, check: &Check<'_>, now: Time) -> Result<Answer, Ticket> {
-        let revision = self.index.revision();
-        let (hash, found) = match self.identify(check.credential) {
-            Ok(identified) => identified,
-            Err(verdict) => return Ok(Answer::unidentified(verdict, revision)),
+        let asked = match self.asked(check, now) {
+            Ok(asked) => asked,
+            Err(unidentified) => return Ok(unidentified.into()),
         };
+        let Asked { entry, authorized, .. } = &asked;
+        let (charge, queue, wants) =
+            match entry.with_meter(|meter| self.charge_and_count(meter, entry, check, *authorized, now)) {
+                Charged::Done((charge, queue), wants) => (charge, queue, wants),
+                Charged::Wait(wants) => return Err(self.enqueue_wants(entry, asked.environment(), wants)),
+            };
+        if wants.any() {
+            self.enqueue_wants(entry, asked.environment(), wants);
+        }
+        if queue {
+            self.usage.enqueue(Arc::clone(entry));
+        }
+        Ok(asked.answer(check, charge))
+    }
+
+    /// Finds the key, and whether it may.
+    pub(super) fn asked(&self, check: &Check<'_>, now: Time) -> Result<Asked, Unidentified> {
+        let revision = self.index.revision();
+        let (hash, found) = self.identify(check.credential).map_err(|verdict| Unidentified { verdict, revision })?;
         let record = found.entry.record.load_full();
         let terms = Arc::clone(&found.entry.account.state.load().terms);
         if check.within.is_some_and(|within| *within != terms.account_id) {
-            return Ok(Answer::unidentified(Verdict::Unknown, revision));
+            return Err(Unidentified { verdict: Verdict::Unknown, revision });
         }
         let subject = Subject { key_id: found.entry.id, record, terms };
         let secret_expire_time = found.secret_expire_time(&hash, &subject.record);
         let authorized = authorize(&subject.record, secret_expire_time, &subject.terms, &check.request, now);
-
-        let (charge, queue, wants) =
-            match found.entry.with_meter(|meter| self.charge_and_count(meter, &found.entry, check, authorized, now)) {
-                Charged::Done((charge, queue), wants) => (charge, queue, wants),
-                Charged::Wait(wants) => {
-                    return Err(self.enqueue_wants(&found.entry, subject.record.environment, wants));
-                }
-            };
-        if wants.any() {
-            self.enqueue_wants(&found.entry, subject.record.environment, wants);
-        }
-        if queue {
-            self.usage.enqueue(found.entry);
-        }
-        let missing_scopes = if charge.verdict == Verdict::ScopeDenied {
-            missing_scopes(&subject.record, &subject.terms, &check.request)
-        } else {
-            Vec::new()
-        };
-        let Charge { verdict, limits, credits, retry_after_millis } = charge;
-        Ok(Answer { verdict, revision, subject: Some(subject), missing_scopes, limits, credits, retry_after_millis })
+        Ok(Asked { entry: found.entry, subject, authorized, revision })
     }
 
     /// The part of a check that is under the lock of the key's meter. Tells, beside the charge, whether the key must be put
@@ -126,12 +143,9 @@ impl Engine {
     ) -> Charged<(Charge, bool)> {
         let charged_before = authorized.is_ok() && self.was_charged(entry.id, check);
         let charged = match authorized {
-            Ok(()) if charged_before => self.charge(meter, entry, 0, false, now),
-            Ok(()) => self.charge(meter, entry, check.cost, check.consume, now),
-            Err(verdict) => {
-                let charge = Charge { verdict, limits: Vec::new(), credits: None, retry_after_millis: None };
-                Charged::Done(charge, Wants::default())
-            }
+            Ok(()) if charged_before => self.peek_charge(meter, entry, now),
+            Ok(()) => self.charge(meter, entry, check.cost, check.consume.then_some(spend(check.cost, now)), now),
+            Err(verdict) => Charged::Done(Charge::denied(verdict), Wants::default()),
         };
         let (charge, wants) = match charged {
             Charged::Done(charge, wants) => (charge, wants),
@@ -159,7 +173,7 @@ impl Engine {
     /// Answers where there is no credential that could be looked up.
     #[must_use]
     pub fn unidentified(&self, verdict: Verdict) -> Answer {
-        Answer::unidentified(verdict, self.index.revision())
+        Unidentified { verdict, revision: self.index.revision() }.into()
     }
 
     /// Finds the key that a credential is of.
@@ -177,22 +191,29 @@ impl Engine {
 
     /// Holds the cost against the budgets. Record and terms are read again under the locks of the meters that they are
     /// applied to, so that of two checks at once none brings back limits that the other has seen replaced.
-    fn charge(&self, meter: &mut KeyMeter, entry: &KeyEntry, cost: u64, consume: bool, now: Time) -> Charged<Charge> {
+    pub(super) fn charge(
+        &self,
+        meter: &mut KeyMeter,
+        entry: &KeyEntry,
+        cost: u64,
+        take: Option<impl Take>,
+        now: Time,
+    ) -> Charged<Charge> {
         let record = entry.record.load();
         let terms = || Arc::clone(&entry.account.state.load().terms);
         let ceiling = self.options.key_checks_per_second;
         let throttled = ceiling > 0 && !meter.is_within_pace(1, ceiling, now);
-        let spend = consume && !throttled;
+        let take = take.filter(|_| !throttled);
         let seen = terms();
         let mut charged = if seen.account_limits.is_empty() && seen.credits.is_none() {
             meter.advance(&record.policy, &seen, now);
-            charge(meter, None, cost, spend, now)
+            charge(meter, None, cost, take, now)
         } else {
             let mut shared = entry.account.meter(record.environment);
             let terms = terms();
             meter.advance(&record.policy, &terms, now);
             shared.advance(&terms, record.environment, now);
-            charge(meter, Some(&mut shared), cost, spend, now)
+            charge(meter, Some(&mut shared), cost, take, now)
         };
         if let Charged::Done(charge, _) = &mut charged
             && charge.verdict == Verdict::Allowed
@@ -204,9 +225,14 @@ impl Engine {
         charged
     }
 
+    /// What the budgets have left.
+    pub(super) fn peek_charge(&self, meter: &mut KeyMeter, entry: &KeyEntry, now: Time) -> Charged<Charge> {
+        self.charge(meter, entry, 0, None::<fn(&mut KeyMeter, Option<&mut AccountMeter>) -> Wants>, now)
+    }
+
     /// What is left of a key's budgets.
     pub(super) async fn peek(&self, entry: &Arc<KeyEntry>) -> Result<Charge, Error> {
-        let attempt = || match entry.with_meter(|meter| self.charge(meter, entry, 0, false, self.clock.now())) {
+        let attempt = || match entry.with_meter(|meter| self.peek_charge(meter, entry, self.clock.now())) {
             Charged::Done(charge, _) => Ok(charge),
             Charged::Wait(wants) => Err(self.enqueue_wants(entry, entry.record.load().environment, wants)),
         };
@@ -219,8 +245,26 @@ pub(super) fn until_next_second(now: Time) -> i64 {
     1_000 - now.millis().rem_euclid(1_000)
 }
 
-impl Answer {
-    fn unidentified(verdict: Verdict, revision: Revision) -> Self {
+impl Asked {
+    pub(super) fn environment(&self) -> Environment {
+        self.subject.record.environment
+    }
+
+    /// What is answered.
+    pub(super) fn answer(self, check: &Check<'_>, charge: Charge) -> Answer {
+        let Self { subject, revision, .. } = self;
+        let missing_scopes = if charge.verdict == Verdict::ScopeDenied {
+            missing_scopes(&subject.record, &subject.terms, &check.request)
+        } else {
+            Vec::new()
+        };
+        let Charge { verdict, limits, credits, retry_after_millis } = charge;
+        Answer { verdict, revision, subject: Some(subject), missing_scopes, limits, credits, retry_after_millis }
+    }
+}
+
+impl From<Unidentified> for Answer {
+    fn from(Unidentified { verdict, revision }: Unidentified) -> Self {
         Self {
             verdict,
             revision,

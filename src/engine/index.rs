@@ -72,6 +72,8 @@ pub(super) struct AccountEntry {
     test: Mutex<AccountMeter>,
     /// Calls of its keys that wait for the store, or are in it.
     pub(super) calls: AtomicUsize,
+    /// Operations of its keys that are under way.
+    pub(super) operations: AtomicUsize,
 }
 
 /// What can change about an account.
@@ -85,7 +87,13 @@ pub(super) struct AccountState {
 impl AccountEntry {
     fn new(account: Account, plan: Arc<Plan>) -> Self {
         let state = ArcSwap::from_pointee(AccountState::new(account, plan));
-        Self { state, live: Mutex::default(), test: Mutex::default(), calls: AtomicUsize::new(0) }
+        Self {
+            state,
+            live: Mutex::default(),
+            test: Mutex::default(),
+            calls: AtomicUsize::new(0),
+            operations: AtomicUsize::new(0),
+        }
     }
 
     /// The meter that the keys of one environment share.

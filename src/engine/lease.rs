@@ -22,7 +22,7 @@ use super::meter::{Asked, AskedFor, Wants};
 use super::{Engine, Error};
 
 /// How long a check waits for the store.
-const WAIT_MAX: Duration = Duration::from_secs(2);
+pub(super) const WAIT_MAX: Duration = Duration::from_secs(2);
 /// Asks of one transaction.
 const ASKS_MAX: usize = 4_000;
 /// Holders whose leases are looked through in one round beside those who wait, so that nobody waits long for that.
@@ -112,6 +112,13 @@ impl LeaseDesk {
                 done.failed = round;
             }
         });
+    }
+
+    /// Waits for the round of a ticket. Fails also where the one before it failed, which may have taken up what was wanted.
+    pub(super) async fn served_afresh(&self, ticket: Ticket) -> Result<(), Error> {
+        self.served(ticket).await?;
+        let Done { failed, .. } = *self.done.borrow();
+        if failed > 0 && failed + 1 >= ticket.0 { Err(away()) } else { Ok(()) }
     }
 
     /// Waits for the round of a ticket.

@@ -141,7 +141,8 @@ impl KeyMeter {
         allowed.saturating_add(more) <= checks_per_second
     }
 
-    fn keep_pace(&mut self, now: Time) {
+    /// Counts a check of this second that is allowed.
+    pub(super) fn keep_pace(&mut self, now: Time) {
         let second = now.seconds();
         self.pace = (second, if self.pace.0 == second { self.pace.1.saturating_add(1) } else { 1 });
     }
@@ -150,12 +151,12 @@ impl KeyMeter {
 /// What the keys of one environment of an account have used together.
 #[derive(Debug, Default)]
 pub(super) struct AccountMeter {
-    basis: Option<Arc<AccountTerms>>,
+    pub(super) basis: Option<Arc<AccountTerms>>,
     pub(super) budgets: BudgetList,
     /// Absent where the plan counts no credits, and for test keys.
     pub(super) credits: Option<Purse>,
     /// Of credits of another reset day, or that are not counted any more: what is still to be told to the store.
-    credits_ended: Vec<(Fund, Ask)>,
+    pub(super) credits_ended: Vec<(Fund, Ask)>,
     /// Whether it is listed among those with something leased.
     pub(super) listed: bool,
 }
@@ -328,6 +329,13 @@ pub struct Charge {
     pub retry_after_millis: Option<i64>,
 }
 
+impl Charge {
+    /// Where it does not come to the budgets.
+    pub(super) const fn denied(verdict: Verdict) -> Self {
+        Self { verdict, limits: Vec::new(), credits: None, retry_after_millis: None }
+    }
+}
+
 /// Whether budgets hold what is asked of them, and who has to ask the store before that can be said.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Wants {
@@ -350,15 +358,29 @@ pub(super) enum Charged<T> {
     Wait(Wants),
 }
 
-/// Holds a cost against all budgets of a key and its account, and, where `spend` is set, takes it from all of them or,
-/// if one lacks it, from none. Both meters have been advanced to `now`.
+/// How a cost is taken from the budgets of a key and its account, which have it leased. Tells whose leases should be filled up.
+pub(super) trait Take: FnOnce(&mut KeyMeter, Option<&mut AccountMeter>) -> Wants {}
+
+impl<F: FnOnce(&mut KeyMeter, Option<&mut AccountMeter>) -> Wants> Take for F {}
+
+/// By spending it.
+pub(super) fn spend(cost: u64, now: Time) -> impl Take {
+    move |key, account| Wants {
+        key: key.spend(cost, now),
+        account: account.is_some_and(|account| account.spend(cost, now)),
+    }
+}
+
+/// Holds a cost against all budgets of a key and its account, and, where `take` is given, has it take the cost from all of
+/// them or, if one lacks it, from none. Both meters have been advanced to `now`.
 pub(super) fn charge(
     key: &mut KeyMeter,
     mut account: Option<&mut AccountMeter>,
     cost: u64,
-    spend: bool,
+    take: Option<impl Take>,
     now: Time,
 ) -> Charged<Charge> {
+    let spend = take.is_some();
     let cover = key.cover(cost).and(account.as_deref().map_or(Covers::NONE, |account| account.cover(cost)));
     let asks = cover.unasked || (spend && !cover.short && cover.unknown);
     if asks {
@@ -366,11 +388,8 @@ pub(super) fn charge(
         let of_account = account.as_deref_mut().is_some_and(|account| account.want(cost, wanted));
         return Charged::Wait(Wants { key: key.want(cost, wanted), account: of_account });
     }
-    let mut wants = Wants::default();
-    if spend && !cover.short {
-        wants.key = key.spend(cost, now);
-        wants.account = account.as_deref_mut().is_some_and(|account| account.spend(cost, now));
-    }
+    let take = take.filter(|_| !cover.short);
+    let wants = take.map_or_else(Wants::default, |take| take(key, account.as_deref_mut()));
     let charge = report(Some((key, cost)), account.as_deref().map(|account| (account, cost)), !cover.short, now);
     Charged::Done(charge, wants)
 }
@@ -458,6 +477,7 @@ pub(super) trait Budgets {
     fn charged(&mut self, units: u64) -> impl Iterator<Item = (&mut Budget, u64)> {
         let (limits, purse) = self.parts_mut();
         let of_purse = purse.into_iter().flat_map(move |purse| purse.charged(units));
+        let of_purse = of_purse.map(|(_, budget, units)| (budget, units));
         limits.budgets_mut().map(move |budget| (budget, units)).chain(of_purse)
     }
 

@@ -22,10 +22,13 @@ mod key_read;
 mod lease;
 mod load;
 mod meter;
+mod operation;
+mod operation_desk;
 pub mod pepper;
 mod plan;
 mod purse;
 mod recover;
+mod reserve;
 mod usage;
 
 use std::path::PathBuf;
@@ -100,6 +103,7 @@ pub struct Engine {
     attempts: attempt::Attempts,
     leases: lease::LeaseDesk,
     journal: OnceLock<Journal>,
+    operations: operation_desk::OperationDesk,
     /// Held from the first read of a change until it is in the index, so that revisions are applied in their order. Nothing
     /// is put into the index but under it.
     changing: tokio::sync::Mutex<()>,
@@ -125,6 +129,7 @@ impl Engine {
             attempts: attempt::Attempts::new(),
             leases: lease::LeaseDesk::new(incarnation),
             journal: OnceLock::new(),
+            operations: operation_desk::OperationDesk::new(),
             changing: tokio::sync::Mutex::new(()),
             writing_fails: AtomicBool::new(false),
             reading_fails: AtomicBool::new(false),

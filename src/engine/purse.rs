@@ -10,7 +10,7 @@ use crate::domain::{AccountId, BudgetId, Time, TimeZone};
 use crate::journal::Journal;
 use crate::store::Leased;
 
-use super::budget::{Ask, Budget, BudgetView, Cells, Cover};
+use super::budget::{Ask, Budget, BudgetView, Cells, Cover, LeaseName};
 use super::budget_list::Asking;
 
 /// Credits of an account.
@@ -61,6 +61,11 @@ impl Fund {
     pub(super) fn return_grant(self, leased: &Leased, cells: Cells) -> Option<Ask> {
         Ask::return_grant(self.empty_rule(), leased, cells)
     }
+
+    /// The same of units that were reserved.
+    pub(super) fn returning(self, lease: LeaseName, units: u64) -> Option<Ask> {
+        Ask::returning(self.empty_rule(), [(lease, units)])
+    }
 }
 
 impl Purse {
@@ -107,7 +112,8 @@ impl Purse {
         std::iter::once(&self.allowance).chain(self.top_ups.as_deref())
     }
 
-    fn budgets_mut(&mut self) -> impl Iterator<Item = &mut Budget> {
+    /// Both.
+    pub(super) fn budgets_mut(&mut self) -> impl Iterator<Item = &mut Budget> {
         std::iter::once(&mut self.allowance).chain(self.top_ups.as_deref_mut())
     }
 
@@ -160,10 +166,11 @@ impl Purse {
     }
 
     /// What each budget is charged of a cost that [`Self::cover`] has said is leased.
-    pub(super) fn charged(&mut self, units: u64) -> impl Iterator<Item = (&mut Budget, u64)> {
+    pub(super) fn charged(&mut self, units: u64) -> impl Iterator<Item = (Fund, &mut Budget, u64)> {
         let of_allowance = units.min(self.allowance.leased());
-        let of_top_ups = self.top_ups.as_deref_mut().map(|top_ups| (top_ups, units - of_allowance));
-        std::iter::once((&mut self.allowance, of_allowance)).chain(of_top_ups).filter(|(_, units)| *units > 0)
+        let of_top_ups = self.top_ups.as_deref_mut().map(|top_ups| (Fund::TopUps, top_ups, units - of_allowance));
+        let allowance = (Fund::Allowance(self.terms.reset_day), &mut self.allowance, of_allowance);
+        std::iter::once(allowance).chain(of_top_ups).filter(|(_, _, units)| *units > 0)
     }
 
     pub(super) fn view(&self, now: Time) -> PurseView {
@@ -285,10 +292,9 @@ mod tests {
                     }
                 }
             }
-            let allowance: *const Budget = &raw const self.purse().allowance;
             let mut charged = Vec::new();
-            for (budget, units) in self.purse().charged(units) {
-                charged.push((std::ptr::eq(budget, allowance), units));
+            for (fund, budget, units) in self.purse().charged(units) {
+                charged.push((fund != Fund::TopUps, units));
                 budget.spend(units, now);
             }
             Some(charged)

@@ -7,11 +7,12 @@ use async_trait::async_trait;
 use tokio::sync::mpsc;
 
 use super::{
-    Closed, Commit, CommitError, Incarnation, KeyQuery, KnownSpends, LeaseBatch, Leased, Loaded, SharedStore, Store,
-    StoreError, StoredKey, Uncertain, UncertainRow, UsageFlush, UsageQuery,
+    Closed, Commit, CommitError, Incarnation, KeyQuery, KnownSpends, LeaseBatch, Leased, Loaded, Operation,
+    OperationBatch, RecordError, Recorded, Refund, SharedStore, Store, StoreError, StoredKey, Uncertain, UncertainRow,
+    UsageFlush, UsageQuery,
 };
 use crate::ambient::Clock;
-use crate::domain::{Account, AccountId, KeyId, Plan, PlanId, Revision, Time, UsageRow};
+use crate::domain::{Account, AccountId, KeyId, OperationId, Plan, PlanId, Revision, Time, UsageRow};
 use crate::telemetry::metrics::Metrics;
 
 /// Another store, measured.
@@ -126,6 +127,28 @@ impl Store for MeteredStore {
         rows_max: u32,
     ) -> Result<Vec<UncertainRow>, StoreError> {
         self.read("uncertain", self.inner.uncertain(account, key, hours, rows_max)).await
+    }
+
+    async fn operation(
+        &self,
+        account_id: &AccountId,
+        id: &OperationId,
+        now: Time,
+    ) -> Result<Option<Operation>, StoreError> {
+        self.read("operation", self.inner.operation(account_id, id, now)).await
+    }
+
+    async fn record_operations(&self, batch: &OperationBatch) -> Result<Vec<Recorded>, RecordError> {
+        self.measured("record_operations", self.inner.record_operations(batch), |_| true).await
+    }
+
+    async fn refund_operation(
+        &self,
+        account_id: &AccountId,
+        id: &OperationId,
+        now: Time,
+    ) -> Result<Refund, StoreError> {
+        self.read("refund_operation", self.inner.refund_operation(account_id, id, now)).await
     }
 
     async fn pepper_ids(&self) -> Result<Vec<String>, StoreError> {

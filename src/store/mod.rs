@@ -15,6 +15,7 @@
 
 mod lease;
 pub mod metered;
+mod operation;
 pub mod sqlite;
 
 use std::ops::Range;
@@ -26,12 +27,16 @@ use tokio::sync::mpsc;
 
 use crate::decision::KeyRecord;
 use crate::domain::{
-    Account, AccountId, Activity, Environment, Key, KeyId, Plan, PlanId, Revision, SecretHash, Status, Time,
-    UsageDelta, UsageRow,
+    Account, AccountId, Activity, Environment, Key, KeyId, OperationId, Plan, PlanId, Revision, SecretHash, Status,
+    Time, UsageDelta, UsageRow,
 };
 
 pub use lease::{
     Cell, Closed, ClosedLease, Incarnation, KnownSpends, LeaseAsk, LeaseBatch, Leased, Settled, Uncertain, UncertainRow,
+};
+pub use operation::{
+    NamedOperation, OPERATIONS_KEPT_MILLIS, Operation, OperationBatch, OperationCharge, RecordError, Recorded, Refund,
+    forgotten_at,
 };
 
 /// A store that other parts share.
@@ -39,8 +44,8 @@ pub type SharedStore = Arc<dyn Store>;
 
 /// What every storage engine does.
 ///
-/// Absence is `Ok(None)` or an empty list. All calls but [`Store::commit`], [`Store::record_usage`], [`Store::lease`]
-/// and [`Store::close_leases`] only read.
+/// Absence is `Ok(None)` or an empty list. All calls but [`Store::commit`], [`Store::record_usage`], [`Store::lease`],
+/// [`Store::close_leases`], [`Store::record_operations`] and [`Store::refund_operation`] only read.
 #[async_trait]
 pub trait Store: std::fmt::Debug + Send + Sync {
     /// Makes all of these changes durable, or none. Returns the revision at which they exist.
@@ -103,6 +108,25 @@ pub trait Store: std::fmt::Debug + Send + Sync {
         hours: Range<i64>,
         rows_max: u32,
     ) -> Result<Vec<UncertainRow>, StoreError>;
+
+    /// An operation of an account, where it is remembered at `now`, which is for [`OPERATIONS_KEPT_MILLIS`] after its time.
+    async fn operation(
+        &self,
+        account_id: &AccountId,
+        id: &OperationId,
+        now: Time,
+    ) -> Result<Option<Operation>, StoreError>;
+
+    /// Charges operations, each under a name of which none is remembered yet: writes its row, takes what it is charged from the
+    /// leases of the incarnation, and counts it as a check that was allowed; of all that are new, or of none. The answers are in
+    /// the order of the operations; where two have one name, the first is charged. Some of those that are not remembered any
+    /// more are deleted on the way, so that they don't pile up.
+    async fn record_operations(&self, batch: &OperationBatch) -> Result<Vec<Recorded>, RecordError>;
+
+    /// Gives an operation back, once: its charges as far as their windows are still open, and its credits in the usage of its
+    /// hour. The row stays for as long as it would have.
+    async fn refund_operation(&self, account_id: &AccountId, id: &OperationId, now: Time)
+    -> Result<Refund, StoreError>;
 
     /// The ids of the peppers that stored secrets were hashed with.
     async fn pepper_ids(&self) -> Result<Vec<String>, StoreError>;

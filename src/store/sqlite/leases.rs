@@ -61,14 +61,18 @@ async fn grant(connection: &mut SqliteConnection, batch: &LeaseBatch) -> Result<
 }
 
 /// Which lease of a process: the budget, the slot and the number of the counter.
-type LeaseKey<'a> = (&'a str, i64, i64);
+pub(super) type LeaseKey<'a> = (&'a str, i64, i64);
 
 /// In the place of a counter's number where there is none.
 const NO_CELL: i64 = -1;
 
+pub(super) fn cell_number(cell: Option<u32>) -> i64 {
+    cell.map_or(NO_CELL, i64::from)
+}
+
 /// How a lease changes.
 #[derive(Clone, Copy, Debug, Default)]
-struct Move<'a> {
+pub(super) struct Move<'a> {
     /// What is added to its units, or, below 0, is no longer leased.
     units: i64,
     /// What of that was spent.
@@ -79,7 +83,12 @@ struct Move<'a> {
 }
 
 impl Move<'_> {
-    fn add(&mut self, other: Self) {
+    /// Units that the store charges itself, so that no counter has them.
+    pub(super) fn charged(units: u64) -> Self {
+        Self { units: i64::try_from(units).unwrap_or(i64::MAX).saturating_neg(), ..Self::default() }
+    }
+
+    pub(super) fn add(&mut self, other: Self) {
         self.units = self.units.saturating_add(other.units);
         self.settled = self.settled.saturating_add(other.settled);
         (self.base, self.account) = (other.base, other.account);
@@ -115,24 +124,26 @@ fn answer(ask: &LeaseAsk, before: Option<&State>, now: Time) -> (Leased, Option<
 /// How the leases of a budget change. What is granted comes last, so that its counter is what a new lease begins with.
 fn moves<'a>(ask: &'a LeaseAsk, leased: &Leased) -> impl Iterator<Item = (Slot, i64, Move<'a>)> + use<'a> {
     let signed = |units: u64| i64::try_from(units).unwrap_or(i64::MAX);
-    let number = |cell: Option<u32>| cell.map_or(NO_CELL, i64::from);
     let account = ask.account.as_str();
     let granted = |slot: Slot, units: u64, cell: Option<Cell>| {
         let told = ask.settled.iter().filter(|one| one.slot == slot && one.cell == cell.map(|cell| cell.number));
         let told = told.map(|one| one.spent).fold(0, u64::saturating_add);
         let base = cell.map_or(0, |cell| cell.value).wrapping_sub(told).cast_signed();
-        (slot, number(cell.map(|cell| cell.number)), Move { units: signed(units), settled: 0, base, account })
+        (slot, cell_number(cell.map(|cell| cell.number)), Move { units: signed(units), settled: 0, base, account })
     };
     let here = granted(leased.state.slot(), leased.granted, ask.cell);
     let ahead = granted(leased.state.next_slot(), leased.ahead, ask.ahead_cell);
     let settled = ask.settled.iter().map(move |one| {
         let units = -signed(one.spent.saturating_add(one.returned));
-        (one.slot, number(one.cell), Move { units, settled: signed(one.spent), base: 0, account })
+        (one.slot, cell_number(one.cell), Move { units, settled: signed(one.spent), base: 0, account })
     });
     settled.chain([here, ahead])
 }
 
-async fn states(connection: &mut SqliteConnection, ids: &[&str]) -> Result<HashMap<String, State>, StoreError> {
+pub(super) async fn states(
+    connection: &mut SqliteConnection,
+    ids: &[&str],
+) -> Result<HashMap<String, State>, StoreError> {
     let ids = serde_json::to_string(ids).map_err(|error| StoreError::Corrupt(format!("names of budgets: {error}")))?;
     let rows = sqlx::query("SELECT b.id, b.state FROM json_each($1) AS asked JOIN budgets AS b ON b.id = asked.value")
         .bind(ids)
@@ -162,7 +173,8 @@ async fn write_states(connection: &mut SqliteConnection, rows: &[(&str, String)]
     Ok(())
 }
 
-async fn move_leases(
+/// Adds to what is leased for slots of budgets, or where it is below 0 takes from that.
+pub(super) async fn move_leases(
     connection: &mut SqliteConnection,
     incarnation: Incarnation,
     rows: &[(LeaseKey<'_>, Move<'_>)],
@@ -328,12 +340,18 @@ async fn give_back(connection: &mut SqliteConnection, closed: &[ClosedLease]) ->
                 state.give_back(lease.slot, lease.units);
             }
         }
-        let rows: Result<Vec<(&str, String)>, StoreError> =
-            states.iter().map(|(id, state)| Ok((id.as_str(), encode(state)?))).collect();
-        let rows = rows?;
-        if !rows.is_empty() {
-            write_states(connection, &rows).await?;
-        }
+        write_all(connection, &states).await?;
     }
     Ok(())
+}
+
+/// Writes states back that were read together.
+pub(super) async fn write_all(
+    connection: &mut SqliteConnection,
+    states: &HashMap<String, State>,
+) -> Result<(), StoreError> {
+    let rows: Result<Vec<(&str, String)>, StoreError> =
+        states.iter().map(|(id, state)| Ok((id.as_str(), encode(state)?))).collect();
+    let rows = rows?;
+    if rows.is_empty() { Ok(()) } else { write_states(connection, &rows).await }
 }

@@ -14,6 +14,7 @@ mod leases;
 mod load;
 mod lock;
 mod open;
+mod operations;
 mod read;
 mod rows;
 mod schema;
@@ -36,10 +37,11 @@ pub use open::OpenMode;
 use self::lock::Lock;
 use self::writer::Writer;
 use super::{
-    Closed, Commit, CommitError, Incarnation, KeyQuery, KnownSpends, LeaseBatch, Leased, Loaded, Store, StoreError,
-    StoredKey, Uncertain, UncertainRow, UsageFlush, UsageQuery,
+    Closed, Commit, CommitError, Incarnation, KeyQuery, KnownSpends, LeaseBatch, Leased, Loaded, Operation,
+    OperationBatch, RecordError, Recorded, Refund, Store, StoreError, StoredKey, Uncertain, UncertainRow, UsageFlush,
+    UsageQuery,
 };
-use crate::domain::{Account, AccountId, KeyId, Plan, PlanId, Revision, Time, UsageRow};
+use crate::domain::{Account, AccountId, KeyId, OperationId, Plan, PlanId, Revision, Time, UsageRow};
 
 /// A store in a file.
 pub struct SqliteStore {
@@ -153,6 +155,32 @@ impl Store for SqliteStore {
         rows_max: u32,
     ) -> Result<Vec<UncertainRow>, StoreError> {
         leases::uncertain(&self.readers, account, key, hours, rows_max).await
+    }
+
+    async fn operation(
+        &self,
+        account_id: &AccountId,
+        id: &OperationId,
+        now: Time,
+    ) -> Result<Option<Operation>, StoreError> {
+        operations::operation(&self.readers, account_id, id, now).await
+    }
+
+    async fn record_operations(&self, batch: &OperationBatch) -> Result<Vec<Recorded>, RecordError> {
+        let (writer, batch) = (Arc::clone(&self.writer), batch.clone());
+        let written = tokio::spawn(async move { operations::record(&writer, &batch).await });
+        written.await.map_err(|error| RecordError::Unknown(died(&error)))?
+    }
+
+    async fn refund_operation(
+        &self,
+        account_id: &AccountId,
+        id: &OperationId,
+        now: Time,
+    ) -> Result<Refund, StoreError> {
+        let (writer, account_id, id) = (Arc::clone(&self.writer), account_id.clone(), id.clone());
+        let written = tokio::spawn(async move { operations::refund(&writer, &account_id, &id, now).await });
+        written.await.map_err(|error| died(&error))?
     }
 
     async fn pepper_ids(&self) -> Result<Vec<String>, StoreError> {

@@ -98,7 +98,8 @@ fn add_sql(rows: usize) -> String {
     sql
 }
 
-async fn add_deltas(connection: &mut SqliteConnection, deltas: &[UsageDelta]) -> Result<(), StoreError> {
+/// Adds to the sums; each of them once at most.
+pub(super) async fn add_deltas(connection: &mut SqliteConnection, deltas: &[UsageDelta]) -> Result<(), StoreError> {
     let full = deltas.len() == ROWS_MAX;
     let mut query = if full {
         sqlx::query(ADD_FULL.as_str())

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio_stream::StreamExt as _;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::domain::{KeyId, Time};
-use crate::engine::{Caller, Engine, Error, ImportOutcome, ImportRow, Rehearsal};
+use crate::domain::{AccountId, KeyId, Time};
+use crate::engine::{self, Caller, Engine, Error, ImportOutcome, ImportRow, Rehearsal};
 use crate::proto::v1::{self, key_service_server::KeyService};
 use crate::transport::server::PeerInfo;
 
@@ -56,14 +56,34 @@ impl Keys {
         now: Time,
     ) -> Result<v1::CheckKeyResponse, Status> {
         let api = &*self.0;
-        if !request.operation_id.is_empty() {
-            return Err(Status::unimplemented("`operation_id` is not implemented yet; leave it empty"));
-        }
-        let check = convert::check_from(request, asker.within()).map_err(|error| status_from(&error))?;
-        let answer = api.engine.check(&check, now).await.map_err(|error| status_from(&error))?;
+        let (check, operation) = convert::check_from(request, asker.within()).map_err(|error| status_from(&error))?;
+        let answer = match operation {
+            None => api.engine.check(&check, now).await.map_err(|error| status_from(&error))?,
+            // In a box, because most checks don't come here.
+            Some(_) => Box::pin(self.check_operation(asker.within().cloned(), request.clone(), now)).await?,
+        };
         api.metrics.check(answer.verdict);
         let http_status = api.http_statuses.of(answer.verdict);
         Ok(convert::check_to(answer, http_status))
+    }
+
+    /// A check that is an operation runs to its end even if its client goes away, as what it has reserved must be charged or
+    /// put back.
+    async fn check_operation(
+        &self,
+        within: Option<AccountId>,
+        request: v1::CheckKeyRequest,
+        now: Time,
+    ) -> Result<engine::Answer, Status> {
+        let engine = Arc::clone(&self.0.engine);
+        let call = async move {
+            let (check, operation) = convert::check_from(&request, within.as_ref())?;
+            match operation {
+                Some(id) => engine.check_operation(&check, &id, now).await,
+                None => engine.check(&check, now).await,
+            }
+        };
+        self.0.to_its_end(call).await
     }
 
     fn now(&self) -> Time {
@@ -180,7 +200,12 @@ impl KeyService for Keys {
     async fn refund_check(&self, request: Request<v1::RefundCheckRequest>) -> Answer<v1::RefundCheckResponse> {
         let caller = self.0.caller(&request)?;
         caller.require("tollgate:check").map_err(|error| status_from(&error))?;
-        Err(Status::unimplemented("RefundCheck is not implemented yet"))
+        let (account_id, id) = convert::refund_from(request.get_ref()).map_err(|error| status_from(&error))?;
+        let call = |engine: Arc<Engine>, caller: Caller| async move {
+            engine.refund_check(&caller, account_id.as_ref(), &id).await
+        };
+        let units = self.0.run(caller, call).await?;
+        Ok(Response::new(convert::refund_to(units)))
     }
 
     async fn import_keys(&self, request: Request<Streaming<v1::ImportKeysRequest>>) -> Answer<v1::ImportKeysResponse> {

@@ -111,6 +111,14 @@ impl Api {
             drop(place);
             result
         };
+        self.to_its_end(task).await
+    }
+
+    /// Runs a call in a task of its own, to its end whatever becomes of its client.
+    async fn to_its_end<T: Send + 'static>(
+        &self,
+        task: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Status> {
         match self.runtime.spawn(task.instrument(tracing::Span::current())).await {
             Ok(result) => result.map_err(|error| status::status_from(&error)),
             Err(error) if error.is_panic() => {

@@ -217,15 +217,6 @@ async fn an_answer_waits_for_the_revision_that_it_is_asked_for() {
 }
 
 #[tokio::test]
-async fn what_is_not_implemented_says_so() {
-    let server = Server::start().await;
-    let (_, secret) = server.plain_key("k").await;
-    let request = CheckKeyRequest { operation_id: "op-1".to_owned(), ..of(&secret) };
-    let status = refused(server.operator.check_key(request).await, Code::Unimplemented);
-    assert!(status.message().contains("operation_id"), "{status:?}");
-}
-
-#[tokio::test]
 async fn without_check_auth_anybody_may_check_and_nothing_else() {
     let server = Server::start_with(Settings { check_needs_caller: false, ..Settings::default() }).await;
     let (id, secret) = server.plain_key("k").await;

@@ -4,18 +4,19 @@ use std::net::IpAddr;
 
 use crate::decision::Request;
 use crate::decision::restriction::Endpoint;
-use crate::domain::{AccountId, Invalid, Revision, ScopeRef, Verdict, caps};
+use crate::domain::{AccountId, Invalid, OperationId, Revision, ScopeRef, Verdict, caps};
 use crate::engine::{Answer, COST_MAX, Charge, Check, CreditStatus, Error, Level, LimitStatus, nearest_limit};
 use crate::proto::v1;
 use crate::transport::verdict;
 
-use super::fields::{Violations, duration_to, environment_from, environment_to, known, timestamp_to};
+use super::fields::{Violations, account_id_from, duration_to, environment_from, environment_to, known, timestamp_to};
 use super::limit::{algorithm_to, period_to, units_to};
 
+/// The check, and the operation that it is, if it is one.
 pub(in crate::transport::grpc) fn check_from<'a>(
     request: &'a v1::CheckKeyRequest,
     within: Option<&'a AccountId>,
-) -> Result<Check<'a>, Error> {
+) -> Result<(Check<'a>, Option<OperationId>), Error> {
     let v1::CheckKeyRequest {
         key,
         all_of,
@@ -24,8 +25,8 @@ pub(in crate::transport::grpc) fn check_from<'a>(
         cost,
         context,
         mode,
-        // Both are dealt with before it comes to this.
-        operation_id: _,
+        operation_id,
+        // Dealt with before it comes to this.
         min_revision: _,
     } = request;
     let mut violations = Violations::default();
@@ -51,8 +52,25 @@ pub(in crate::transport::grpc) fn check_from<'a>(
         violations.add("cost", format!("`{asked}` is not between 0 and {COST_MAX}"));
     }
     let mode: v1::Mode = violations.take("mode", known(*mode, "MODE_CONSUME and MODE_PEEK"));
+    let operation = (!operation_id.is_empty()).then(|| OperationId::parse(operation_id)).transpose();
+    let operation = violations.take("operation_id", operation);
     violations.check()?;
-    Ok(Check { credential: key, request: decided, cost, consume: mode != v1::Mode::Peek, within, attempt: None })
+    let consume = mode != v1::Mode::Peek;
+    Ok((Check { credential: key, request: decided, cost, consume, within, attempt: None }, operation))
+}
+
+/// Which operation to give back, and of which account if that is said.
+pub(in crate::transport::grpc) fn refund_from(
+    request: &v1::RefundCheckRequest,
+) -> Result<(Option<AccountId>, OperationId), Error> {
+    let v1::RefundCheckRequest { operation_id, account_id } = request;
+    let operation = OperationId::parse(operation_id).map_err(|error| Error::invalid_field("operation_id", &error))?;
+    let account_id = (!account_id.is_empty()).then(|| account_id_from("account_id", account_id)).transpose()?;
+    Ok((account_id, operation))
+}
+
+pub(in crate::transport::grpc) fn refund_to(units: u64) -> v1::RefundCheckResponse {
+    v1::RefundCheckResponse { refunded: units_to(units) }
 }
 
 /// A revision to wait for.

@@ -1,0 +1,99 @@
+//! Units on their way from leases into a charge that the store makes itself: taken out of the leases, and not yet spent.
+
+use crate::domain::{BudgetId, Environment, KeyId, Subject, Time};
+use crate::store::OperationCharge;
+
+use super::budget::{Budget, LeaseName, number};
+use super::meter::{AccountMeter, AskedFor, Budgets, KeyMeter};
+use super::purse::Purse;
+
+/// What was taken out of one lease.
+#[derive(Debug)]
+pub(super) struct Held {
+    of: AskedFor,
+    budget: BudgetId,
+    lease: LeaseName,
+    units: u64,
+}
+
+impl Held {
+    fn take(of: AskedFor, id: BudgetId, budget: &mut Budget, units: u64, now: Time) -> (Self, bool) {
+        let (lease, low) = budget.reserve(units, now);
+        if low {
+            budget.want(0);
+        }
+        (Self { of, budget: id, lease, units }, low)
+    }
+
+    /// As the store is told of it.
+    pub(super) fn charge(&self) -> OperationCharge {
+        let LeaseName { slot, cell } = self.lease;
+        OperationCharge { budget: self.budget.clone(), slot, cell: number(cell), units: self.units }
+    }
+}
+
+impl KeyMeter {
+    /// Takes units that all budgets have leased out of the leases. True if a lease should be filled up.
+    pub(super) fn reserve(&mut self, id: KeyId, units: u64, now: Time, held: &mut Vec<Held>) -> bool {
+        let mut any_low = false;
+        for (limit, budget) in self.budgets.iter_mut().filter(|_| units > 0) {
+            let name = BudgetId::of_limit(&Subject::Key(id), limit);
+            let (one, low) = Held::take(AskedFor::Limit(limit.clone()), name, budget, units, now);
+            held.push(one);
+            any_low |= low;
+        }
+        any_low
+    }
+
+    /// Puts back what was reserved and not charged.
+    pub(super) fn unreserve(&mut self, held: &[Held]) {
+        for Held { of, lease, units, .. } in held {
+            if let AskedFor::Limit(limit) = of {
+                self.budgets.unreserve(limit, *lease, *units);
+            }
+        }
+    }
+}
+
+impl AccountMeter {
+    /// Takes units that all budgets have leased out of the leases. True if a lease should be filled up.
+    pub(super) fn reserve(&mut self, environment: Environment, units: u64, now: Time, held: &mut Vec<Held>) -> bool {
+        let Some(terms) = self.basis.clone().filter(|_| units > 0) else { return false };
+        let subject = Subject::Account(terms.account_id.clone(), environment);
+        let mut any_low = false;
+        let mut take = |of: AskedFor, name: BudgetId, budget: &mut Budget, units: u64| {
+            let (one, low) = Held::take(of, name, budget, units, now);
+            held.push(one);
+            any_low |= low;
+        };
+        for (limit, budget) in self.budgets.iter_mut() {
+            take(AskedFor::Limit(limit.clone()), BudgetId::of_limit(&subject, limit), budget, units);
+        }
+        for (fund, budget, units) in self.credits.iter_mut().flat_map(|purse| purse.charged(units)) {
+            take(AskedFor::Credits(fund), fund.budget_id(&terms.account_id), budget, units);
+        }
+        any_low
+    }
+
+    /// Puts back what was reserved and not charged.
+    pub(super) fn unreserve(&mut self, held: &[Held]) {
+        for Held { of, lease, units, .. } in held {
+            match of {
+                AskedFor::Limit(limit) => self.budgets.unreserve(limit, *lease, *units),
+                AskedFor::Credits(fund) => match self.credits.as_mut().and_then(|purse| purse.fund_mut(*fund)) {
+                    Some(budget) => budget.unreserve(*lease, *units),
+                    None => self.credits_ended.extend(fund.returning(*lease, *units).map(|ask| (*fund, ask))),
+                },
+            }
+        }
+    }
+}
+
+/// Has all budgets that were ever asked for ask again how they stand.
+pub(super) fn refresh(meter: &mut impl Budgets) {
+    let (limits, purse) = meter.parts_mut();
+    let budgets = limits.budgets_mut().chain(purse.into_iter().flat_map(Purse::budgets_mut));
+    for budget in budgets.filter(|budget| budget.is_asked()) {
+        budget.want(0);
+    }
+}
