@@ -45,8 +45,9 @@ pub(crate) struct Book {
     leased: Units,
     /// Units that the process may take for its own and the store does not, since this was last taken out.
     pub(crate) torn: Vec<((String, i64), u64)>,
-    /// Units of leases that were closed, since this was last taken out.
+    /// Units of leases that were closed, since this was last taken out, and of how many the process was told.
     pub(crate) closed: u64,
+    pub(crate) closed_told: u64,
 }
 
 impl Book {
@@ -104,12 +105,14 @@ impl Book {
     }
 
     /// Exactly what was leased and not reported is closed.
-    fn close(&mut self, closed: &[ClosedLease]) {
+    fn close(&mut self, closed: &[ClosedLease], in_vain: bool) {
         let found: Units =
             closed.iter().map(|lease| ((lease.budget.as_str().to_owned(), lease.slot.number()), lease.units)).collect();
         self.leased.retain(|_, units| *units > 0);
         assert_eq!(found, std::mem::take(&mut self.leased), "leases of processes that are gone");
-        self.closed += found.values().sum::<u64>();
+        let units: u64 = found.values().sum();
+        self.closed += units;
+        self.closed_told += if in_vain { 0 } else { units };
     }
 }
 
@@ -178,7 +181,7 @@ impl Store for TroubledStore {
         now: Time,
         policy: Uncertain,
     ) -> Result<Vec<ClosedLease>, StoreError> {
-        let after = |book: &mut Book, closed: &Vec<ClosedLease>, _| book.close(closed);
+        let after = |book: &mut Book, closed: &Vec<ClosedLease>, in_vain: bool| book.close(closed, in_vain);
         self.desk.run(Call::CloseLeases, self.inner.close_leases(survivor, now, policy), |_| (), after).await
     }
 

@@ -141,13 +141,7 @@ impl World {
         let request = Request::default();
         let check = Check { credential, request, cost: units, consume: spend, within: None, attempt: None };
         let answer = self.engine().check(&check, self.clock.now()).await;
-        let (torn, failures) = {
-            let mut book = self.desk.book();
-            (std::mem::take(&mut book.torn), book.failures)
-        };
-        for ((budget, slot), units) in torn {
-            self.model.tear(self.budgets[&budget], slot, units);
-        }
+        let failures = self.note_torn();
         let Ok(answer) = answer else {
             self.errors += 1;
             let why = self.errors <= failures;
@@ -166,6 +160,15 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// Tells the model what the store's failures have cost. Returns how many there were.
+    fn note_torn(&mut self) -> u64 {
+        let mut book = self.desk.book();
+        for ((budget, slot), units) in book.torn.drain(..) {
+            self.model.tear(self.budgets[&budget], slot, units);
+        }
+        book.failures
     }
 
     /// An answer, in the model's words and order.
@@ -282,17 +285,16 @@ impl World {
 
     /// What processes before this one had leased and not reported is lost, and not a unit more.
     fn audit_leases(&mut self, orderly: bool, failed: bool) -> Result<()> {
-        let (granted, closed) = {
+        self.note_torn();
+        let (granted, closed, told) = {
             let mut book = self.desk.book();
-            // That process is gone, and with it what it knew.
-            book.torn.clear();
-            (book.granted.clone(), std::mem::take(&mut book.closed))
+            (book.granted.clone(), std::mem::take(&mut book.closed), std::mem::take(&mut book.closed_told))
         };
         let granted = granted.into_iter().map(|((id, slot), units)| ((self.budgets[&id], slot), units)).collect();
         let (sunk, torn) = self.model.sink(&granted)?;
-        let told = self.engine().lease_stats().uncertain_units;
-        if sunk > closed || told > closed {
-            return Err(format!("{sunk} units are lost, {closed} were closed and {told} told"));
+        let uncertain = self.engine().lease_stats().uncertain_units;
+        if sunk > closed || uncertain != told {
+            return Err(format!("{sunk} units are lost; {closed} were closed, {told} of them told, {uncertain} shown"));
         }
         if orderly && (sunk > torn || (!failed && closed > 0)) {
             return Err(format!("{sunk} units are lost and {closed} closed, though all went well; {torn} were torn"));
