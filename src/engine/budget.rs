@@ -69,6 +69,14 @@ pub(super) struct Ask {
     pub(super) wanted: u64,
 }
 
+impl Ask {
+    /// Gives back what was granted and has no place any more.
+    pub(super) fn giving_back(rule: Rule, leased: &Leased) -> Option<Self> {
+        let settled = Settled { slot: leased.state.slot(), spent: 0, returned: leased.granted };
+        (leased.granted > 0).then(|| Self { rule, settled: vec![settled], wanted: 0 })
+    }
+}
+
 impl Demand {
     fn spent(&mut self, units: u64, now: Time) {
         self.turn(now);
@@ -296,10 +304,12 @@ impl BudgetList {
         asks
     }
 
-    /// Takes what the store has granted of the limit that this one is, or was.
+    /// Takes what the store has granted of the limit that this one is, or was. Of one that was taken away since it was asked
+    /// for, it goes back.
     pub(super) fn grant(&mut self, of: &Limit, leased: Leased) {
-        if let Some((_, budget)) = self.limits.iter_mut().find(|(limit, _)| limit.continues(of)) {
-            budget.grant(leased);
+        match self.limits.iter_mut().find(|(limit, _)| limit.continues(of)) {
+            Some((_, budget)) => budget.grant(leased),
+            None => self.ended.extend(Ask::giving_back(Rule::of(of), &leased).map(|ask| (of.clone(), ask))),
         }
     }
 
@@ -409,6 +419,24 @@ mod tests {
         assert!(!budget.is_open() && budget.end().is_none());
         let rule = Rule::of(&limit("a", 100, Algorithm::FixedWindow));
         assert_eq!(store.unwrap().available(&rule), 90);
+    }
+
+    #[test]
+    fn what_is_granted_of_a_limit_that_is_gone_goes_back() {
+        let a = limit("a", 10, Algorithm::FixedWindow);
+        let mut list = BudgetList::default();
+        list.set_limits(std::slice::from_ref(&a));
+        list.budgets_mut().for_each(|budget| budget.want(4));
+        let mut store = None;
+        let asks = list.asks(at(0), Asking::Wanted);
+        // While an ask is on its way, the limit is taken away.
+        list.set_limits(&[]);
+        list.grant(&a, answer(&mut store, &asks[0].1, at(0)));
+        assert!(list.is_open());
+        for (_, ask) in list.asks(at(0), Asking::Wanted) {
+            answer(&mut store, &ask, at(0));
+        }
+        assert_eq!((store.unwrap().available(&Rule::of(&a)), list.is_open()), (10, false));
     }
 
     #[test]

@@ -188,13 +188,15 @@ impl AccountMeter {
     pub(super) fn grant(&mut self, of: &AskedFor, leased: Leased) {
         match of {
             AskedFor::Limit(limit) => self.budgets.grant(limit, leased),
-            AskedFor::Credits(reset_day) => {
-                if let Some((credits, budget)) = &mut self.credits
-                    && credits.reset_day == *reset_day
-                {
-                    budget.grant(leased);
+            AskedFor::Credits(reset_day) => match &mut self.credits {
+                Some((credits, budget)) if credits.reset_day == *reset_day => budget.grant(leased),
+                // They begin anew on another day since it was asked for, or are not counted any more.
+                Some(_) | None => {
+                    let gone = Credits { allowance: 0, reset_day: *reset_day };
+                    let ask = Ask::giving_back(Rule::of_credits(gone.allowance, gone.reset_day), &leased);
+                    self.credits_ended.extend(ask.map(|ask| (gone, ask)));
                 }
-            }
+            },
         }
     }
 
