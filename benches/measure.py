@@ -1,5 +1,7 @@
 """Load on one server after the other, what it takes of them, and the medians."""
 
+import contextlib
+import json
 import os
 import statistics
 import subprocess
@@ -20,8 +22,8 @@ class H2load:
     # `allowed` is the first field of the answer.
     answer_begins = b"\x08\x01"
 
-    def __init__(self, messages, headers, work, core, log):
-        self.files = [work / f"check_key_{number}" for number in range(len(messages))]
+    def __init__(self, messages, headers, work, core, log, keys):
+        self.files = [work / f"check_key_{keys}_{number}" for number in range(len(messages))]
         for file, message in zip(self.files, messages):
             file.write_bytes(message)
         self.message, self.headers, self.core, self.log = messages[0], headers, core, log
@@ -57,6 +59,43 @@ class Load:
                               stderr=subprocess.PIPE, timeout=seconds_max, preexec_fn=pinned(self.core))
         if done.returncode != 0:
             raise Wrong(f"the generator ended with {done.returncode}: {done.stderr.strip()[-500:]}")
+
+
+class Steady:
+    """CheckKey of many keys, each at a rate of its own, however long answers take."""
+
+    path = H2load.path
+
+    def __init__(self, binary, headers, core):
+        self.binary, self.core = binary, core
+        # What every gRPC call has, the generator adds.
+        self.headers = [header for header in headers if header[0] not in ("content-type", "te")]
+
+    @contextlib.contextmanager
+    def sending(self, endpoint, load, seconds):
+        """`load` is pairs of calls a second and a message. Gives a list that holds what was found once the calls have ended."""
+        head = "".join(f"{name}: {value}\n" for name, value in self.headers)
+        keys = "".join(f"{rate} {message.hex()}\n" for rate, message in load)
+        process = subprocess.Popen([self.binary, endpoint, str(seconds)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE, text=True, preexec_fn=pinned(self.core))
+        found = []
+        try:
+            process.stdin.write(f"{head}\n{keys}")
+            process.stdin.close()
+            process.stdin = None
+            yield found
+            text, wrong = process.communicate(timeout=seconds + 120)
+        finally:
+            if process.poll() is None:
+                process.kill()
+        if process.returncode != 0:
+            raise Wrong(f"the generator ended with {process.returncode}: {wrong.strip()[-500:]}")
+        found.append(json.loads(text))
+
+    def send(self, endpoint, load, seconds):
+        with self.sending(endpoint, load, seconds) as found:
+            pass
+        return found[0]
 
 
 def h2load(command, requests, seconds_max, core, log):

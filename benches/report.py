@@ -33,6 +33,10 @@ def print_report(about, found):
         print_check_key(found["check_key"])
     if "ext_authz" in found:
         print_ext_authz(found["ext_authz"])
+    if "waits" in found:
+        print_waits(found["waits"])
+    if "half_load" in found:
+        print_half_load(found["half_load"])
     if "envoy" in found:
         print_envoy(found["envoy"])
 
@@ -71,6 +75,28 @@ def print_ext_authz(part):
         title = f"ext_authz {name}" + (f": {bytes_of(part)}" if form == "raw" else "")
         table(contest_rows(title, part[form]["summary"]))
         note_idle(part[form]["summary"])
+
+
+def print_waits(part):
+    rows = [(f"keys at 90 % of a limit a minute, for {part['seconds']} s", "checks", "waited", "share", "p50 µs", "p99 µs")]
+    for name, group in part["limits"].items():
+        kind, capacity = name.split()
+        rows.append((f"{group['keys']} keys, {kind}, {int(capacity):,}", f"{group['checks']:,}", f"{group['waits']:,}",
+                     f"{group['share']:.3%}", f"{group['p50']:,.0f}", f"{group['p99']:,.0f}"))
+    table(rows)
+
+
+def print_half_load(part):
+    limited, free = part["summary"]["hot"], part["summary"]["free"]
+    row = lambda title, figure: (title, cell(free[figure], "{:,.0f}"), cell(limited[figure], "{:,.0f}"))
+    most = part["most"]
+    table([
+        ("CheckKey at half load", "without limits", "three limits a key"),
+        ("most requests a second", f"{most['free']['per_second']:,}", f"{most['hot']['per_second']:,}"),
+        row(f"p50 µs at {part['per_second']:,} a second", "p50"),
+        row(f"p99 µs at {part['per_second']:,} a second", "p99"),
+        row("p99 µs by which the generator was late itself", "late_p99"),
+    ])
 
 
 def print_envoy(part):

@@ -8,6 +8,8 @@ only pairs of neighbours compare. Shown are the medians of all rounds, and how f
   check_key  tollgate.v1.KeyService/CheckKey: speed, latency, and the memory and the loading of all keys
   ext_authz  envoy.service.auth.v3.Authorization/Check, as Envoy asks it
   envoy      a request through Envoy, with Tollgate and without it; skipped where there is no Envoy
+  waits      the share of checks that wait for the store, of keys that are checked steadily at 90 % of their limit
+  half_load  CheckKey's latency at half of what the server reaches, of keys with three limits and of keys with none
 
 Timing never fails the run. A wrong answer does, and a count that does not add up: a generator may take an error for a
 success, so Tollgate's own counters must have grown by exactly what was sent.
@@ -28,13 +30,14 @@ import check_key
 import envoy
 import ext_authz
 import keys
+import leases
 import messages
 import report
-from measure import CONNECTIONS, STREAMS, H2load, Load, answer_of
+from measure import CONNECTIONS, STREAMS, H2load, Load, Steady, answer_of
 from servers import Cli, Server, Tollgate, Wrong, memory_bytes, pin_all_threads, say
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PARTS = ("check_key", "ext_authz", "envoy")
+PARTS = ("check_key", "ext_authz", "waits", "half_load", "envoy")
 
 
 def main():
@@ -66,13 +69,16 @@ def arguments():
     parser.add_argument("--seconds", type=positive, default=5, help="length of a round, about (default: %(default)s)")
     parser.add_argument("--rate", type=positive, default=1_000,
                         help="requests a second at which Envoy's latency is taken, in hundreds (default: %(default)s)")
+    parser.add_argument("--waits-seconds", type=positive, default=60, metavar="SECONDS",
+                        help="how long waits are counted for each kind of limit; 60 hold one begin of a fixed window (default: "
+                        "%(default)s)")
     parser.add_argument("--quick", action="store_true", help="20,000 keys, 2 rounds of 1 second: whether all of it works")
     parser.add_argument("--data", type=pathlib.Path, metavar="DIR",
                         help="keep the database in this directory, and use the one that is there")
     parser.add_argument("--log", type=pathlib.Path, metavar="FILE", help="append the servers' logs to this file")
     args = parser.parse_args()
     if args.quick:
-        args.keys, args.rounds, args.seconds = 20_000, 2, 1
+        args.keys, args.rounds, args.seconds, args.waits_seconds = 20_000, 2, 1, 2
     args.part = args.part or PARTS
     return args
 
@@ -87,7 +93,7 @@ def positive(text):
 def build():
     """The release binaries: with link-time optimisation, this takes minutes the first time."""
     say("building (release)")
-    names = ("tollgate", "noop", "touch", "load")
+    names = ("tollgate", "noop", "touch", "load", "steady")
     command = ["cargo", "build", "--release", "--bin", names[0], *(word for name in names[1:] for word in ("--example", name)),
                "--message-format", "json-render-diagnostics"]
     built = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
@@ -129,6 +135,7 @@ class Bench:
             found["ext_authz"] = {"message_bytes": bytes_of(edges["raw"], answers[1]),
                                   **ext_authz.run(servers, edges, self.args)}
         noop.kill()
+        found.update(self.leases(tollgate, checks, secrets))
         if "envoy" in self.args.part:
             found.update(envoy.run(self, tollgate, secrets))
         # Last, because it fills the memory.
@@ -137,12 +144,28 @@ class Bench:
         tollgate.stop()
         return found
 
+    def leases(self, tollgate, checks, secrets):
+        steady = Steady(self.binaries["steady"], checks.headers, self.client_core)
+        found = {}
+        if "waits" in self.args.part:
+            say("waits")
+            found["waits"] = {"seconds": self.args.waits_seconds,
+                              "limits": leases.waits(tollgate, steady, self.args.waits_seconds)}
+        if "half_load" in self.args.part:
+            say("half load")
+            free = self.check_key_generator(secrets, "free")
+            found["half_load"] = leases.half_load(tollgate, {"hot": checks, "free": free}, steady, secrets, self.args)
+        return found
+
+    def check_key_generator(self, secrets, name):
+        plain = [("content-type", "application/grpc"), ("te", "trailers"), ("authorization", f"Bearer {secrets['caller']}")]
+        return H2load([messages.check_key_request(secret) for secret in secrets[name]], plain,
+                      self.work, self.client_core, self.log, name)
+
     def generators(self, secrets):
         """For CheckKey, and for both forms in which Envoy sends headers."""
         caller, hot = secrets["caller"], secrets["hot"]
-        plain = [("content-type", "application/grpc"), ("te", "trailers"), ("authorization", f"Bearer {caller}")]
-        checks = H2load([messages.check_key_request(secret) for secret in hot], plain,
-                        self.work, self.client_core, self.log)
+        checks = self.check_key_generator(secrets, "hot")
         edges = {form: Load(self.binaries["load"], [messages.check_request(secret, form == "raw") for secret in hot],
                             messages.check_headers(caller), self.work, self.client_core) for form in ("raw", "map")}
         return checks, edges

@@ -131,6 +131,10 @@ class Tollgate(Server):
         """Sees to it that exactly the checks that were sent are counted, and all of them as allowed."""
         before = self.checks(path)
         yield
+        self.expect_counted(before, path, sent, to)
+
+    def expect_counted(self, before, path, sent, to="tollgate"):
+        """Sees to it that since `before` exactly the checks that were sent are counted, and all of them as allowed."""
         counted = tuple(after - b for after, b in zip(self.checks(path), before))
         if counted != (sent if to == "tollgate" else 0, 0, 0):
             raise Wrong(f"{sent} checks were sent to {to}; counted (allowed, denied, failed): {counted}")
