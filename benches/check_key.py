@@ -36,10 +36,20 @@ def index_seconds(log):
 
 def run(servers, generator, args, work):
     say("CheckKey")
+    contest, rounds = compare(servers, generator, args)
+    return {"summary": summary(rounds), "half_load": contest.half_load(rounds, work), "rounds": rounds}
+
+
+def journal(servers, generator, args):
+    say("CheckKey, without a journal and with one")
+    _, rounds = compare(servers, generator, args)
+    return {"summary": summary(rounds), "rounds": rounds}
+
+
+def compare(servers, generator, args):
     contest = Contest(servers, generator, args.seconds)
     contest.warm_up()
-    rounds = [contest.round(number) for number in range(args.rounds)]
-    return {"summary": summary(rounds), "half_load": contest.half_load(rounds, work), "rounds": rounds}
+    return contest, [contest.round(number) for number in range(args.rounds)]
 
 
 def touch(binary, tollgate, generator, caller, imported, log):

@@ -39,6 +39,8 @@ def print_report(about, found):
         print_half_load(found["half_load"])
     if "envoy" in found:
         print_envoy(found["envoy"])
+    if "journal" in found:
+        print_journal(found["journal"])
 
 
 def contest_rows(title, summary):
@@ -109,6 +111,17 @@ def print_envoy(part):
         row("Tollgate's CPU µs a request", "tollgate_cpu_us", "{:.1f}"),
         row(f"p50 µs at {part['rate']:,} a second", "p50", "{:,.0f}"),
         row(f"p99 µs at {part['rate']:,} a second", "p99", "{:,.0f}"),
+    ])
+
+
+def print_journal(part):
+    found = part["summary"]
+    row = lambda title, figure, form, ratio: (title, cell(found["off"][figure], form), cell(found["tollgate"][figure], form),
+                                              cell(found[ratio], "{:.3f}"))
+    table([
+        ("CheckKey", "without a journal", "with one", "ratio"),
+        row("requests a second", "per_second", "{:,.0f}", "ratio_throughput"),
+        row("CPU µs a request", "cpu_us", "{:.2f}", "ratio_per_cpu_second"),
     ])
 
 

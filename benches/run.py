@@ -9,6 +9,7 @@ only pairs of neighbours compare. Shown are the medians of all rounds, and how f
   ext_authz  envoy.service.auth.v3.Authorization/Check, as Envoy asks it
   envoy      a request through Envoy, with Tollgate and without it; skipped where there is no Envoy
   waits      the share of checks that wait for the store, of keys that are checked steadily at 90 % of their limit
+  journal    CheckKey with the journal, and without one
   half_load  CheckKey's latency at half of what the server reaches, of keys with three limits and of keys with none
 
 Timing never fails the run. A wrong answer does, and a count that does not add up: a generator may take an error for a
@@ -20,6 +21,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,7 +39,7 @@ from measure import CONNECTIONS, STREAMS, H2load, Load, Steady, answer_of
 from servers import Cli, Server, Tollgate, Wrong, memory_bytes, pin_all_threads, say
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PARTS = ("check_key", "ext_authz", "waits", "half_load", "envoy")
+PARTS = ("check_key", "ext_authz", "waits", "half_load", "envoy", "journal")
 
 
 def main():
@@ -142,6 +144,24 @@ class Bench:
         if "check_key" in self.args.part:
             found["check_key"]["touched"] = self.touch(tollgate, checks, secrets, loaded, few)
         tollgate.stop()
+        if "journal" in self.args.part:
+            found["journal"] = self.journal(checks)
+        return found
+
+    def journal(self, checks):
+        """Two servers on copies of the database, one of which keeps a journal."""
+        servers = {}
+        for name, options in (("off", ["--limits-journal", "off"]), ("tollgate", [])):
+            database = self.work / f"journal-{name}.sqlite"
+            shutil.copy(self.data / "bench.sqlite", database)
+            servers[name] = Tollgate(self.binaries["tollgate"], database, self.log, self.cleanup, options=options)
+            if servers[name].gauge("tollgate_journal_on") != (name == "tollgate"):
+                raise Wrong("the journal is not as it was asked for")
+            pin_all_threads(servers[name].pid, self.server_core)
+        time.sleep(2)
+        found = check_key.journal(servers, checks, self.args)
+        for server in servers.values():
+            server.stop()
         return found
 
     def leases(self, tollgate, checks, secrets):

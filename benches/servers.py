@@ -89,10 +89,10 @@ class Server:
 class Tollgate(Server):
     """Tollgate with one worker, on a database that `bootstrap` has made."""
 
-    def __init__(self, binary, database, log, cleanup, ready_seconds_max=300):
+    def __init__(self, binary, database, log, cleanup, ready_seconds_max=300, options=()):
         super().__init__([binary, "serve", "--database", f"sqlite:{database}", "--workers", "1",
                           "--grpc-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0", "--import-timeout", "1h",
-                          "--log-format", "json"], ready_seconds_max, log, cleanup)
+                          "--log-format", "json", *options], ready_seconds_max, log, cleanup)
         self.ports = dict(word.split("=", 1) for word in self.line.split() if "=" in word)
 
     def grpc(self):
@@ -103,6 +103,11 @@ class Tollgate(Server):
         with urllib.request.urlopen(request, timeout=10) as answer:
             return dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines()
                         if line and not line.startswith("#"))
+
+    def gauge(self, name):
+        """A gauge, once the server has set all of them, which it does every second."""
+        time.sleep(1.2)
+        return float(self.scrape()[name])
 
     def metric(self, name):
         """A gauge, once the server has set it."""

@@ -144,10 +144,8 @@ async fn make_key(server: &Server, token: &str) -> (String, String, String) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_operation_is_charged_once_however_often_the_server_is_killed() {
-    // Units that were leased and not charged come back, so that the budgets must agree to the unit.
-    const SERVE: [&str; 1] = ["--limits-uncertain=refund"];
     let home = Home::new();
-    let mut server = home.serve(&SERVE);
+    let mut server = home.serve(&[]);
     let (account_id, key_id, secret) = make_key(&server, &home.token).await;
     let target =
         Arc::new(Target { addr: Mutex::new(server.grpc), token: home.token.clone(), stop: AtomicBool::new(false) });
@@ -158,7 +156,7 @@ async fn each_operation_is_charged_once_however_often_the_server_is_killed() {
     for _ in 0..kills() {
         tokio::time::sleep(Duration::from_millis(50 + dice(150))).await;
         server.kill();
-        server = home.serve(&SERVE);
+        server = home.serve(&[]);
         *target.addr.lock().unwrap() = server.grpc;
     }
     target.stop.store(true, Ordering::Relaxed);

@@ -41,7 +41,7 @@ impl Drop for Disk {
 impl Disk {
     fn mount() -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
-        let mounted = is_done(Command::new("mount").args(["-t", "tmpfs", "-o", "size=3m", "tmpfs"]).arg(folder.path()));
+        let mounted = is_done(Command::new("mount").args(["-t", "tmpfs", "-o", "size=8m", "tmpfs"]).arg(folder.path()));
         if !mounted {
             println!("SKIPPED: a file system cannot be mounted here; it takes root");
         }
@@ -112,7 +112,8 @@ impl Ext4 {
 fn freeze(folder: &Path, frozen: bool) -> bool {
     let flag = if frozen { "+i" } else { "-i" };
     let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let files = files.filter(|file| !file.to_string_lossy().ends_with("-shm"));
+    let mapped = |file: &PathBuf| ["-shm", ".spent"].iter().any(|end| file.to_string_lossy().ends_with(end));
+    let files = files.filter(|file| !mapped(file));
     is_done(Command::new("chattr").arg(flag).args(files))
 }
 
@@ -290,7 +291,7 @@ async fn a_file_system_that_turns_read_only_stops_changes_and_nothing_else() {
     assert_eq!(lines(&server.log(), FAILS).len(), 1, "{}", server.log());
     server.signal("TERM");
     assert_eq!(server.ended().code(), Some(1));
-    assert!(server.log().contains("is lost"), "{}", server.log());
+    assert!(server.log().contains("waits in the journal"), "{}", server.log());
 
     assert!(is_done(Command::new("umount").arg(folder)) && disk.mount());
     let server = home.serve(&[&database(folder)]);
@@ -315,12 +316,18 @@ fn a_file_system_that_is_read_only_is_told_at_the_start() {
     home.serve(&[&database(disk.path())]).stop();
 }
 
-/// What can't be written at the end is lost, and must not look as if it were not.
+/// What can't be written at the end waits in the journal, or is lost where there is none, and must not look as if it were not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn usage_that_is_lost_at_the_end_is_reported() {
+async fn usage_that_is_not_written_at_the_end_is_reported() {
+    for (journal, said, used) in [("auto", "waits in the journal", 1), ("off", "is lost", 0)] {
+        usage_not_written(&["--limits-journal", journal], said, used).await;
+    }
+}
+
+async fn usage_not_written(journal: &[&str], told: &str, used: i64) {
     let Some(disk) = Disk::mount() else { return };
     let home = Home { dir: tempfile::tempdir().unwrap(), token: bootstrap(disk.path()) };
-    let mut server = home.serve(&[&*database(disk.path()), "--usage-flush-interval=10s"]);
+    let mut server = home.serve(&[&[&*database(disk.path()), "--usage-flush-interval=10s"], journal].concat());
     let account = server.account(&home.token).await;
     let mut keys = server.keys(&home.token).await;
     let secret = create(&mut keys, &account, "used").await.unwrap().secret;
@@ -334,8 +341,8 @@ async fn usage_that_is_lost_at_the_end_is_reported() {
     server.signal("TERM");
     let status = server.ended();
     assert_eq!(status.code(), Some(1), "{}", server.log());
-    assert!(server.log().contains("usage") && server.log().contains("is lost"), "{}", server.log());
+    assert!(server.log().contains("usage") && server.log().contains(told), "{}", server.log());
     disk.free();
-    let server = home.serve(&[&database(disk.path())]);
-    all_is_there(&server, &home, &account, made + 1, 0).await;
+    let server = home.serve(&[&[&*database(disk.path())], journal].concat());
+    all_is_there(&server, &home, &account, made + 1, used).await;
 }

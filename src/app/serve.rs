@@ -120,14 +120,19 @@ async fn serve_parts(
         if let Some(tasks) = tasks {
             tasks.stop().await;
         }
-        let lost = |error| format!("stopped; what was used since usage was last written is lost: {error}");
+        let rest = if parts.engine.lease_stats().is_journal_on {
+            "waits in the journal for the next start"
+        } else {
+            "is lost"
+        };
+        let unwritten = |error| format!("stopped; what was used since usage was last written {rest}: {error}");
         let returned = parts.engine.return_leases().await;
         let flushed = parts.engine.flush_usage().await.map(drop);
-        flushed.and(returned).map_err(|error| lost(error).into())
+        flushed.and(returned).map_err(|error| unwritten(error).into())
     };
     tokio::select! {
         flushed = orderly => flushed,
-        () = stop.asked() => Err("stopped by a second signal; usage of the last second may be lost".into()),
+        () = stop.asked() => Err("stopped by a second signal, before all usage was written and all leases went back".into()),
     }
 }
 

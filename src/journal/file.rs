@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -126,7 +126,7 @@ impl Growth {
     /// A file with nothing in it, in the place of `path`, locked from its first moment.
     pub(super) fn begin(path: &Path, incarnation: [u8; 16]) -> io::Result<Self> {
         let new = path.with_added_extension("new");
-        let file = File::options().read(true).write(true).create(true).truncate(true).open(&new)?;
+        let file = File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         let lock = File::open(&new)?;
         lock.try_lock().map_err(|error| io::Error::other(format!("`{}`: {error}", new.display())))?;
         let head = Head { magic: MAGIC, boot_id: boot_id()?, incarnation };

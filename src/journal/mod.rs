@@ -13,6 +13,7 @@ mod file;
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -63,7 +64,7 @@ impl Opened {
     /// uses it, or where the system doesn't tell its boots apart.
     pub fn open(path: &Path) -> io::Result<Self> {
         file::boot_id()?;
-        let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+        let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
         file.try_lock().map_err(|error| io::Error::other(format!("another process uses it: {error}")))?;
         Ok(Self { path: path.to_owned(), file })
     }

@@ -1,7 +1,6 @@
 //! What is charged once, however often it is sent.
 
 use tollgate::proto::v1::*;
-use tollgate::store::Uncertain;
 use tonic::Code;
 
 use crate::harness::{
@@ -187,7 +186,7 @@ async fn an_operation_outlives_its_server() {
     assert_eq!((again.verdict(), left(&again)), (Verdict::Allowed, [93; 4]));
     assert!(server.ask(operation(&secret, "op-2", 3)).await.allowed);
     // What was leased and not charged comes back, and nothing of what was.
-    server = server.kill(Settings { uncertain: Uncertain::Refund, ..Settings::default() }).await;
+    server = server.kill(Settings::default()).await;
     let again = server.ask(operation(&secret, "op-2", 3)).await;
     assert_eq!((again.verdict(), left(&again)), (Verdict::Allowed, [90; 4]));
     assert_eq!(used(&server, &id).await, (2, 0, 10));
