@@ -446,7 +446,13 @@ impl Budget {
         let begun = self.ledger.as_ref().filter(|_| self.begun);
         let reached = begun.map_or(Time::from_millis(i64::MIN), |ledger| ledger.bounds().start);
         let told = std::mem::take(&mut self.told_next);
-        let freed = told.iter().filter(|one| one.over).filter_map(|one| one.cell).collect();
+        // A lease that came to its end may have gone on, or, where a slot began while it was asked for, the one of that slot has
+        // its counter; and then both may have ended since.
+        let used = [number(self.lease.cell), self.next.as_ref().and_then(|next| number(next.cell))];
+        let over = told.iter().filter(|one| one.over).filter_map(|one| one.cell);
+        let mut freed: Vec<SpendCell> = over.filter(|cell| !used.contains(&Some(cell.number()))).collect();
+        freed.sort_unstable_by_key(|cell| cell.number());
+        freed.dedup_by_key(|cell| cell.number());
         let settled = told.into_iter().map(Outcome::settled).collect();
         Ask { rule: self.rule, settled, reached, wanted: 0, ahead: 0, cells: Cells::default(), freed }
     }
@@ -513,8 +519,6 @@ impl Budget {
             self.unheard = false;
             self.lease.cell = cell;
             self.lease.units = leased.saturating_add(units);
-            // A lease that had come to its end goes on.
-            self.told_next.iter_mut().filter(|one| one.is_of(slot, cell)).for_each(|one| one.over = false);
         } else {
             if let Some(ledger) = &mut self.ledger {
                 ledger.give_back(slot, units);
