@@ -113,6 +113,18 @@ fn a_counter_is_free_when_the_last_lease_that_had_it_has_ended() {
 }
 
 #[test]
+fn the_store_is_told_which_slot_was_spent_from_also_when_it_is_over() {
+    for algorithm in [Algorithm::FixedWindow, Algorithm::SlidingWindow] {
+        let (mut budget, mut store) = (Budget::new(Rule::of(&limit("a", 10, algorithm))), None);
+        assert!(spend(&mut budget, &mut store, 1, at(60_000)));
+        // Nothing is spent later, and the clock is set back.
+        budget.advance(&TimeZone::UTC, at(130_000));
+        budget.advance(&TimeZone::UTC, at(0));
+        assert_eq!(budget.end().unwrap().reached, at(60_000), "{algorithm:?}");
+    }
+}
+
+#[test]
 fn what_is_leased_beyond_a_lowered_limit_goes_back() {
     let rule = |capacity| Rule::of(&limit("a", capacity, Algorithm::FixedWindow));
     let (mut budget, mut store) = (Budget::new(rule(100)), None);
