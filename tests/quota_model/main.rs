@@ -135,7 +135,7 @@ fn trouble() -> impl Strategy<Value = Step> {
     let calls = vec![
         (4, Call::Lease),
         (1, Call::CloseLeases),
-        (1, Call::RecordUsage),
+        (3, Call::RecordUsage),
         (2, Call::RecordOperations),
         (2, Call::RefundOperation),
     ];
@@ -170,8 +170,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => (0..OPERATIONS).prop_map(Step::Refund),
         2 => prop_oneof![3 => 1..60_i64, 1 => -30..0_i64].prop_map(Step::Adjust),
         6 => change().prop_map(Step::Change),
-        1 => Just(Step::Flush),
-        3 => trouble(),
+        2 => Just(Step::Flush),
+        4 => trouble(),
         1 => Just(Step::Restart),
         2 => Just(Step::Crash),
     ];

@@ -207,8 +207,9 @@ impl Model {
 
     /// Units of a slot are lost, or are back, and the process may not know.
     pub(crate) fn tear(&mut self, key: BudgetKey, slot: i64, units: u64) {
-        self.forward_only |= units > 0 && is_to_come(key, slot, self.now);
-        self.budgets.entry(key).or_default().slots.entry(slot).or_default().torn += units;
+        let budget = self.budgets.entry(key).or_default();
+        budget.slots.entry(slot).or_default().torn += units;
+        self.forward_only |= is_in_doubt(key, slot, budget.reached);
     }
 
     /// Whether what is torn leaves open how a check's cost was split.
@@ -232,6 +233,7 @@ impl Model {
             self.budgets.entry(*key).or_default().slots.entry(*slot).or_default();
         }
         for (key, budget) in &mut self.budgets {
+            let heard = heard.get(key).copied();
             for (number, slot) in &mut budget.slots {
                 let granted = granted.get(&(*key, *number)).copied().unwrap_or(0);
                 let lost = granted.checked_sub(slot.spent);
@@ -242,9 +244,8 @@ impl Model {
                     more.ok_or_else(|| format!("{key:?}, slot {number}: {granted} granted, lost units came back"))?;
                 torn += slot.torn;
                 (slot.sunk, slot.torn) = (lost, 0);
-                self.forward_only |= lost > 0 && is_to_come(*key, *number, self.now);
+                self.forward_only |= lost > 0 && is_in_doubt(*key, *number, heard);
             }
-            let heard = heard.get(key).copied();
             self.forward_only |= budget.reached > heard;
             budget.reached = heard;
         }
@@ -257,9 +258,9 @@ impl Model {
     }
 }
 
-/// Whether the slot is one that lets the answers of the slot before it leave open which is which.
-fn is_to_come((_, _, window): BudgetKey, slot: i64, now: i64) -> bool {
-    matches!(window, Window::Sliding(_)) && slot > window.slot(now)
+/// Whether units that are gone of this slot let answers of the slots between it and the one that is reached look alike.
+fn is_in_doubt((_, _, window): BudgetKey, slot: i64, reached: Option<i64>) -> bool {
+    matches!(window, Window::Sliding(_)) && Some(slot) > reached
 }
 
 /// What may be left of a limit in a slot: from what the store knows to what the process knows. In a sliding window, what is gone

@@ -113,6 +113,8 @@ impl World {
         while !self.desk.book().dead {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+        // What goes wrong in the midst of a call is the end of it that is lost.
+        drop(self.desk.gate.lock().await);
     }
 
     /// Tops up, or takes away.
