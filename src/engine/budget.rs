@@ -34,9 +34,9 @@ pub(super) struct Budget {
     next: Option<Box<Lease>>,
     /// Whether such a one was asked for in this slot: once is enough.
     looked_ahead: bool,
-    /// Whether something was spent in this slot. It then is never left for an earlier one, also where the store has not heard
-    /// yet that it has begun.
-    begun: bool,
+    /// When the slot began in which something was spent last; long ago where nothing was. It is never left for an earlier one,
+    /// also where the store has not heard yet that it has begun.
+    reached: Time,
     /// Whether all that is leased was leased before this slot, so that the store may still be in an earlier one.
     unheard: bool,
     /// What became of leases, and is still to be told to the store. One for each lease.
@@ -214,7 +214,7 @@ impl Budget {
             lease: Lease::of(Slot::new(i64::MIN)),
             next: None,
             looked_ahead: false,
-            begun: false,
+            reached: Time::from_millis(i64::MIN),
             unheard: false,
             told_next: Vec::new(),
             demand: Demand::default(),
@@ -249,10 +249,15 @@ impl Budget {
         ledger.advance(&self.rule, zone, now);
         let early = now < ledger.bounds().start;
         self.follow();
-        if early && self.unheard && !self.begun {
+        if early && self.unheard && !self.is_begun() {
             // The clock was set back before anything was spent in this slot: the store knows what the earlier one has.
             self.settle();
         }
+    }
+
+    /// Whether something was spent in this slot.
+    fn is_begun(&self) -> bool {
+        self.ledger.as_ref().is_some_and(|ledger| ledger.bounds().start == self.reached)
     }
 
     /// Brings the lease to the ledger's slot.
@@ -263,7 +268,7 @@ impl Budget {
         }
         self.settle();
         self.lease.slot = slot;
-        (self.looked_ahead, self.begun, self.unheard) = (false, false, false);
+        (self.looked_ahead, self.unheard) = (false, false);
         let next = self.next.take_if(|next| next.slot == slot);
         // One for another slot: the clock has jumped past it.
         self.settle_next();
@@ -374,7 +379,9 @@ impl Budget {
     fn take_out(&mut self, units: u64, now: Time) -> bool {
         self.lease.units = self.lease.units.saturating_sub(units);
         self.demand.spent(units, now);
-        self.begun |= units > 0;
+        if let Some(ledger) = self.ledger.as_ref().filter(|_| units > 0) {
+            self.reached = self.reached.max(ledger.bounds().start);
+        }
         if units == 0 || self.wanted.is_some() {
             return false;
         }
@@ -443,12 +450,16 @@ impl Budget {
     }
 
     fn tell(&mut self) -> Ask {
-        let begun = self.ledger.as_ref().filter(|_| self.begun);
-        let reached = begun.map_or(Time::from_millis(i64::MIN), |ledger| ledger.bounds().start);
         let told = std::mem::take(&mut self.told_next);
-        let freed = told.iter().filter(|one| one.over).filter_map(|one| one.cell).collect();
+        // A lease that came to its end may have gone on, or, where a slot began while it was asked for, the one of that slot has
+        // its counter; and then both may have ended since.
+        let used = [number(self.lease.cell), self.next.as_ref().and_then(|next| number(next.cell))];
+        let over = told.iter().filter(|one| one.over).filter_map(|one| one.cell);
+        let mut freed: Vec<SpendCell> = over.filter(|cell| !used.contains(&Some(cell.number()))).collect();
+        freed.sort_unstable_by_key(|cell| cell.number());
+        freed.dedup_by_key(|cell| cell.number());
         let settled = told.into_iter().map(Outcome::settled).collect();
-        Ask { rule: self.rule, settled, reached, wanted: 0, ahead: 0, cells: Cells::default(), freed }
+        Ask { rule: self.rule, settled, reached: self.reached, wanted: 0, ahead: 0, cells: Cells::default(), freed }
     }
 
     /// What is to be told to the store of a lease that is not in use any more.
@@ -480,7 +491,7 @@ impl Budget {
         let Leased { granted, ahead, state: mut ledger } = leased;
         let (slot, next_slot) = (ledger.slot(), ledger.next_slot());
         // A slot may have begun since it was asked, and its units be in use.
-        if let Some(before) = self.ledger.as_ref().filter(|_| self.begun) {
+        if let Some(before) = self.ledger.as_ref().filter(|_| self.is_begun()) {
             ledger.catch_up(before);
         }
         // What went back since it was asked, the store is told the next time.
@@ -513,8 +524,6 @@ impl Budget {
             self.unheard = false;
             self.lease.cell = cell;
             self.lease.units = leased.saturating_add(units);
-            // A lease that had come to its end goes on.
-            self.told_next.iter_mut().filter(|one| one.is_of(slot, cell)).for_each(|one| one.over = false);
         } else {
             if let Some(ledger) = &mut self.ledger {
                 ledger.give_back(slot, units);

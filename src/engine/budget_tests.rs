@@ -6,7 +6,7 @@ use super::budget::{Ask, Budget, Cells, Cover, LeaseName};
 use super::budget_list::{Asking, BudgetList};
 use crate::decision::quota::{Rule, Slot, State};
 use crate::domain::{Algorithm, Limit, LimitName, Period, Time, TimeZone};
-use crate::journal::Journal;
+use crate::journal::{Journal, Opened};
 use crate::store::{Leased, Settled};
 
 fn limit(name: &str, capacity: u64, algorithm: Algorithm) -> Limit {
@@ -88,6 +88,40 @@ fn a_lease_that_ends_goes_back_whole() {
     assert!(!budget.is_open() && budget.end().is_none());
     let rule = Rule::of(&limit("a", 100, Algorithm::FixedWindow));
     assert_eq!(store.unwrap().available(&rule), 90);
+}
+
+#[test]
+fn a_counter_is_free_when_the_last_lease_that_had_it_has_ended() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = Opened::open(&folder.path().join("spent")).unwrap().begin([1; 16]).unwrap();
+    let (mut budget, mut store) = (Budget::new(Rule::of(&limit("a", 100, Algorithm::FixedWindow))), None);
+    // The first lease; one that goes on; one that is asked for before its minute begins and granted in it.
+    for (asked, granted) in [(0, 0), (0, 0), (59_999, 60_000)] {
+        budget.advance(&TimeZone::UTC, at(asked));
+        budget.want(1 + budget.leased());
+        let ask = budget.ask(&journal, at(asked)).unwrap();
+        assert!(ask.freed.is_empty(), "at {asked}");
+        budget.advance(&TimeZone::UTC, at(granted));
+        let leased = answer(&mut store, &ask, at(granted));
+        assert!(leased.granted > 0);
+        budget.grant(leased, ask.cells);
+        budget.spend(1, at(granted));
+    }
+    // It was one lease's in each of the minutes, and is free once.
+    assert_eq!(budget.end().unwrap().freed.len(), 1);
+    assert!(!budget.is_open());
+}
+
+#[test]
+fn the_store_is_told_which_slot_was_spent_from_also_when_it_is_over() {
+    for algorithm in [Algorithm::FixedWindow, Algorithm::SlidingWindow] {
+        let (mut budget, mut store) = (Budget::new(Rule::of(&limit("a", 10, algorithm))), None);
+        assert!(spend(&mut budget, &mut store, 1, at(60_000)));
+        // Nothing is spent later, and the clock is set back.
+        budget.advance(&TimeZone::UTC, at(130_000));
+        budget.advance(&TimeZone::UTC, at(0));
+        assert_eq!(budget.end().unwrap().reached, at(60_000), "{algorithm:?}");
+    }
 }
 
 #[test]

@@ -245,6 +245,10 @@ impl Engine {
             let batch = LeaseBatch { incarnation: self.leases.incarnation, now, asks };
             let result = self.store.lease(&batch).await;
             Self::note_store(&self.writing_fails, result.as_ref().err(), "written");
+            if result.is_err() {
+                let cells = waiting.iter().flat_map(|(_, _, Cells { here, ahead }, _)| [here, ahead]);
+                cells.flatten().for_each(|cell| self.journal().retire_spend_cell(*cell));
+            }
             for ((holder, of, cells, freed), leased) in waiting.into_iter().zip(result?) {
                 let unused = cells.ahead.filter(|_| leased.ahead == 0);
                 for cell in freed.into_iter().chain(unused) {

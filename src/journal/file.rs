@@ -324,8 +324,11 @@ mod tests {
         let (a, b) = (journal.spend_cell().unwrap(), journal.spend_cell().unwrap());
         assert_ne!(a.number(), b.number());
         a.spend(5);
+        journal.retire_spend_cell(b);
+        journal.free_spend_cell(b);
         journal.free_spend_cell(a);
         let again = journal.spend_cell().unwrap();
         assert_eq!((again.number(), again.value()), (a.number(), 5), "it never goes down");
+        assert_ne!(journal.spend_cell().unwrap().number(), b.number(), "it is retired");
     }
 }

@@ -11,6 +11,7 @@
 
 mod file;
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -36,6 +37,8 @@ pub struct Opened {
 #[derive(Debug, Default)]
 pub struct Journal {
     spends: Mutex<Pool<SpendCell>>,
+    /// The numbers of those that are never free again.
+    retired: Mutex<HashSet<u32>>,
     usage: Mutex<Pool<UsageCell>>,
     growth: Option<Mutex<file::Growth>>,
 }
@@ -86,6 +89,7 @@ impl Opened {
         let mut growth = file::Growth::begin(&self.path, incarnation)?;
         Ok(Journal {
             spends: Mutex::new(Pool::new(growth.spends()?)),
+            retired: Mutex::default(),
             usage: Mutex::new(Pool::new(growth.usage()?)),
             growth: Some(Mutex::new(growth)),
         })
@@ -104,9 +108,17 @@ impl Journal {
         self.take(&self.spends, file::Growth::spends)
     }
 
-    /// The store knows no lease of this counter any more.
+    /// The store knows no lease of this counter any more, unless it is retired.
     pub fn free_spend_cell(&self, cell: SpendCell) {
-        lock(&self.spends).used_before.push(cell);
+        if !lock(&self.retired).contains(&cell.number) {
+            lock(&self.spends).used_before.push(cell);
+        }
+    }
+
+    /// Nobody knows whether the store has granted units that are counted here: whoever had the counter next would seem to spend
+    /// them. It stays what it is for as long as the process lives.
+    pub fn retire_spend_cell(&self, cell: SpendCell) {
+        lock(&self.retired).insert(cell.number);
     }
 
     /// A counter of checks, at 0. Absent where none is kept, or the file can't grow.
