@@ -7,6 +7,7 @@ mod audit;
 mod callers;
 mod check_key;
 mod client;
+mod clock_jumps;
 mod create_account;
 mod create_key;
 mod create_plan;

@@ -1,0 +1,84 @@
+//! The real binary, stopped in order under load: every unit that it had leased and not spent is there again, without the help of
+//! a journal.
+#![cfg(test)]
+
+mod support;
+
+use support::{Bearer, Home, Server};
+use tollgate::proto::v1::account_service_client::AccountServiceClient;
+use tollgate::proto::v1::*;
+
+const ROUNDS: i64 = 5;
+const CLIENTS: i64 = 4;
+const CHECKS: i64 = 100;
+const CAPACITY: i64 = 100_000;
+/// No window of this length ends while a test runs.
+const YEAR_SECONDS: i32 = 31_536_000;
+
+fn limit(name: &str, algorithm: Algorithm) -> Limit {
+    Limit {
+        name: name.into(),
+        capacity: CAPACITY,
+        period: Period::Seconds.into(),
+        period_seconds: YEAR_SECONDS,
+        algorithm: algorithm.into(),
+    }
+}
+
+async fn make_key(server: &Server, token: &str) -> String {
+    let account_id = server.account(token).await;
+    let mut accounts = AccountServiceClient::with_interceptor(server.channel().await, Bearer::new(token));
+    let account = Account {
+        id: account_id.clone(),
+        account_limits: vec![limit("pool", Algorithm::FixedWindow)],
+        monthly_credits: Some(0),
+        ..Account::default()
+    };
+    let paths = ["account_limits", "monthly_credits"].map(str::to_owned).to_vec();
+    let update_mask = Some(prost_types::FieldMask { paths });
+    accounts.update_account(UpdateAccountRequest { account: Some(account), update_mask }).await.unwrap();
+    // Which no month ends.
+    let top_up = AdjustCreditsRequest {
+        account_id: account_id.clone(),
+        amount: CAPACITY,
+        reason: "a test".into(),
+        ..Default::default()
+    };
+    accounts.adjust_credits(top_up).await.unwrap();
+    let limits = vec![limit("fixed", Algorithm::FixedWindow), limit("sliding", Algorithm::SlidingWindow)];
+    let key = Key { account_id, name: "k".into(), limits, ..Key::default() };
+    server.keys(token).await.create_key(CreateKeyRequest { key: Some(key) }).await.unwrap().into_inner().secret
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_orderly_end_returns_every_lease() {
+    let arguments = ["--limits-journal", "off"];
+    let home = Home::new();
+    let mut server = home.serve(&arguments);
+    let secret = make_key(&server, &home.token).await;
+    for round in 1..=ROUNDS {
+        let mut clients = tokio::task::JoinSet::new();
+        for _ in 0..CLIENTS {
+            let (mut client, secret) = (server.keys(&home.token).await, secret.clone());
+            clients.spawn(async move {
+                for _ in 0..CHECKS {
+                    let request = CheckKeyRequest { key: secret.clone(), ..CheckKeyRequest::default() };
+                    assert!(client.check_key(request).await.unwrap().into_inner().allowed);
+                }
+            });
+        }
+        clients.join_all().await;
+        // At once: nothing has gone back for want of use.
+        server.stop();
+        server = home.serve(&arguments);
+        let (_, metrics) = server.get("/metrics");
+        assert!(metrics.contains("\ntollgate_lease_uncertain_units_total 0\n"), "{metrics}");
+        let request = CheckKeyRequest { key: secret.clone(), cost: Some(0), ..CheckKeyRequest::default() };
+        let left = server.keys(&home.token).await.check_key(request).await.unwrap().into_inner();
+        let expected = CAPACITY - round * CLIENTS * CHECKS;
+        let of_limits: Vec<i64> = left.limits.iter().map(|limit| limit.remaining).collect();
+        assert_eq!((of_limits, left.credits.unwrap().remaining), (vec![expected; 3], expected), "round {round}");
+    }
+    server.stop();
+    assert_eq!(home.damage(), Vec::<String>::new());
+}
