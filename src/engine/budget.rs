@@ -423,7 +423,8 @@ impl Budget {
         let ahead = self.ahead(wanted.saturating_add(more.min(left)), now);
         let wanted = wanted.saturating_add(more.min(self.at_once(left)));
         // What is leased already stays without a counter, where there was none when it was.
-        if wanted > 0 && self.lease.cell.is_none() && self.lease.units == 0 {
+        let is_counted = self.lease.cell.is_some_and(|cell| !journal.is_retired(cell));
+        if wanted > 0 && !is_counted && self.lease.units == 0 {
             self.lease.cell = journal.spend_cell();
         }
         let cells = Cells { here: self.lease.cell, ahead: if ahead > 0 { journal.spend_cell() } else { None } };

@@ -121,6 +121,11 @@ impl Journal {
         lock(&self.retired).insert(cell.number);
     }
 
+    /// Whether that is said of a counter: in another slot, another is to be used.
+    pub fn is_retired(&self, cell: SpendCell) -> bool {
+        lock(&self.retired).contains(&cell.number)
+    }
+
     /// A counter of checks, at 0. Absent where none is kept, or the file can't grow.
     pub fn usage_cell(&self, key: KeyId, hour: i64, verdict: Verdict) -> Option<UsageCell> {
         let cell = self.take(&self.usage, file::Growth::usage)?;
