@@ -112,7 +112,7 @@ fn a_state_catches_up_with_another() {
 fn stored_states_are_read_also_those_of_before_units_were_granted_ahead() {
     let fixed = r#"{"fixed":{"window":{"start":0,"end":60000},"granted":4}}"#;
     let ahead = r#"{"fixed":{"window":{"start":0,"end":60000},"granted":4,"ahead":3}}"#;
-    let sliding = r#"{"sliding":{"slot_millis":1000,"newest":7,"granted":[[3,2],[7,2]]}}"#;
+    let sliding = r#"{"sliding":{"slot_micros":1000000,"newest":7,"granted":[[3,2],[7,2]]}}"#;
     let rows = [
         (fixed, Algorithm::FixedWindow, 10),
         (ahead, Algorithm::FixedWindow, 7),

@@ -21,14 +21,17 @@ DROP TABLE leases;
 ALTER TABLE leases_new RENAME TO leases;
 CREATE INDEX leases_settled ON leases (units) WHERE units = 0;
 
--- The same with the account, by which it is asked for. What was noted of accounts before is not known by account.
+-- The same with the account, by which it is asked for, and with what became of the units. What was noted of accounts before is not known by account.
 CREATE TABLE uncertain_new (
-    account TEXT NOT NULL,
-    budget  TEXT NOT NULL,
-    hour    INTEGER NOT NULL,
-    units   INTEGER NOT NULL,
-    PRIMARY KEY (account, budget, hour)
+    account    TEXT NOT NULL,
+    budget     TEXT NOT NULL,
+    hour       INTEGER NOT NULL,
+    -- 1 where the units were given back, 0 where they count as spent.
+    given_back INTEGER NOT NULL CHECK (given_back IN (0, 1)),
+    units      INTEGER NOT NULL,
+    PRIMARY KEY (account, budget, hour, given_back)
 ) STRICT, WITHOUT ROWID;
-INSERT INTO uncertain_new (account, budget, hour, units) SELECT '', budget, hour, units FROM uncertain_hourly;
+INSERT INTO uncertain_new (account, budget, hour, given_back, units)
+    SELECT '', budget, hour, 0, units FROM uncertain_hourly;
 DROP TABLE uncertain_hourly;
 ALTER TABLE uncertain_new RENAME TO uncertain_hourly;

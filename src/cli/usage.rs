@@ -70,13 +70,17 @@ fn show(usage: &GetUsageResponse) -> Outcome {
     rows.print()?;
     if !usage.uncertain.is_empty() {
         out::say("")?;
-        let mut rows = Rows::new(&["uncertain since", "key", "limit", "units"]);
+        let mut rows = Rows::new(&["found", "key", "limit", "uncertain units", "count as"]);
         for one in &usage.uncertain {
             let key = if one.key_id.is_empty() { "-" } else { &one.key_id };
-            rows.add([out::time(one.hour.as_ref()), key.to_owned(), one.budget.clone(), one.units.to_string()]);
+            let fate = if one.given_back { "given back" } else { "spent" };
+            let units = one.units.to_string();
+            rows.add([out::time(one.hour.as_ref()), key.to_owned(), one.budget.clone(), units, fate.to_owned()]);
         }
         rows.print()?;
-        out::note("note: uncertain units count as spent; a server that was killed had leased them");
+        out::note(
+            "note: a server that went down without a journal had leased these; nobody knows whether it spent them",
+        );
     }
     out::note(&format!("note: complete up to {}", out::time(usage.as_of.as_ref())));
     Ok(())

@@ -35,10 +35,10 @@ pub struct Rule {
 pub enum Motion {
     /// On the calendar: the whole capacity is back when the next window begins.
     Fixed(Calendar),
-    /// With time, in slots of so many milliseconds.
+    /// With time, in slots.
     Sliding {
-        /// Length of a slot.
-        slot_millis: i64,
+        /// Length of a slot, in microseconds: whole milliseconds would make the 61 slots of a second 4 % too long.
+        slot_micros: i64,
     },
 }
 
@@ -49,7 +49,8 @@ impl Rule {
         let motion = match limit.algorithm {
             Algorithm::FixedWindow => Motion::Fixed(Calendar::Period(limit.period)),
             Algorithm::SlidingWindow => {
-                Motion::Sliding { slot_millis: (limit.period.sliding_millis() + SLOTS - 1).div_euclid(SLOTS).max(1) }
+                let period_micros = limit.period.sliding_millis().saturating_mul(1_000);
+                Motion::Sliding { slot_micros: period_micros.saturating_add(SLOTS - 1).div_euclid(SLOTS).max(1) }
             }
         };
         Self { capacity: limit.capacity, motion }
@@ -84,7 +85,7 @@ enum Inner {
         ahead: u64,
     },
     Sliding {
-        slot_millis: i64,
+        slot_micros: i64,
         newest: i64,
         /// What each slot granted, oldest first, up to the slot after the newest; slots that granted nothing are left out.
         granted: Vec<(i64, u64)>,
@@ -121,8 +122,8 @@ impl State {
     pub fn new(rule: &Rule, zone: &TimeZone, now: Time) -> Self {
         Self(match rule.motion {
             Motion::Fixed(calendar) => Inner::Fixed { window: window_at(calendar, zone, now), granted: 0, ahead: 0 },
-            Motion::Sliding { slot_millis } => {
-                Inner::Sliding { slot_millis, newest: now.millis().div_euclid(slot_millis), granted: Vec::new() }
+            Motion::Sliding { slot_micros } => {
+                Inner::Sliding { slot_micros, newest: slot_at(now, slot_micros), granted: Vec::new() }
             }
         })
     }
@@ -136,8 +137,8 @@ impl State {
                     begin(window_at(calendar, zone, now), window, granted, ahead);
                 }
             }
-            (Inner::Sliding { slot_millis, newest, granted }, Motion::Sliding { .. }) => {
-                slide(now.millis().div_euclid(*slot_millis), newest, granted);
+            (Inner::Sliding { slot_micros, newest, granted }, Motion::Sliding { .. }) => {
+                slide(slot_at(now, *slot_micros), newest, granted);
             }
             // The limit's movement was changed: what was granted under the other one has no place in this one.
             _ => *self = Self::new(rule, zone, now),
@@ -179,12 +180,11 @@ impl State {
 
     /// When the slot that it is in begins, and when the next one does.
     #[must_use]
-    pub const fn bounds(&self) -> Window {
+    pub fn bounds(&self) -> Window {
         match &self.0 {
             Inner::Fixed { window, .. } => *window,
-            Inner::Sliding { slot_millis, newest, .. } => {
-                let start = Time::from_millis(newest.saturating_mul(*slot_millis));
-                Window { start, end: start.plus_millis(*slot_millis) }
+            Inner::Sliding { slot_micros, newest, .. } => {
+                Window { start: begin_of(*newest, *slot_micros), end: begin_of(newest.saturating_add(1), *slot_micros) }
             }
         }
     }
@@ -269,8 +269,8 @@ impl State {
     pub fn reset_time(&self, now: Time) -> Time {
         match &self.0 {
             Inner::Fixed { window, .. } => window.end,
-            Inner::Sliding { slot_millis, granted, .. } => {
-                granted.iter().rev().find(|(_, sum)| *sum > 0).map_or(now, |(slot, _)| leaves_at(*slot, *slot_millis))
+            Inner::Sliding { slot_micros, granted, .. } => {
+                granted.iter().rev().find(|(_, sum)| *sum > 0).map_or(now, |(slot, _)| leaves_at(*slot, *slot_micros))
             }
         }
     }
@@ -289,11 +289,11 @@ impl State {
         match &self.0 {
             Inner::Fixed { window: Window::ETERNAL, .. } => None,
             Inner::Fixed { window, .. } => Some(window.end),
-            Inner::Sliding { slot_millis, granted, .. } => {
+            Inner::Sliding { slot_micros, granted, .. } => {
                 let mut left = granted.iter().map(|(_, sum)| *sum).fold(0, u64::saturating_add);
                 granted.iter().find_map(|(slot, sum)| {
                     left = left.saturating_sub(*sum);
-                    (units <= rule.capacity.saturating_sub(left)).then(|| leaves_at(*slot, *slot_millis))
+                    (units <= rule.capacity.saturating_sub(left)).then(|| leaves_at(*slot, *slot_micros))
                 })
             }
         }
@@ -346,9 +346,20 @@ fn add(granted: &mut Vec<(i64, u64)>, slot: i64, units: u64) {
     }
 }
 
+/// The slot of a time.
+fn slot_at(now: Time, slot_micros: i64) -> i64 {
+    now.millis().saturating_mul(1_000).div_euclid(slot_micros)
+}
+
+/// The first millisecond of a slot.
+fn begin_of(slot: i64, slot_micros: i64) -> Time {
+    let micros = slot.saturating_mul(slot_micros);
+    Time::from_millis(micros.div_euclid(1_000).saturating_add(i64::from(micros.rem_euclid(1_000) > 0)))
+}
+
 /// When a slot has left every window.
-const fn leaves_at(slot: i64, slot_millis: i64) -> Time {
-    Time::from_millis(slot.saturating_add(SLOTS + 1).saturating_mul(slot_millis))
+fn leaves_at(slot: i64, slot_micros: i64) -> Time {
+    begin_of(slot.saturating_add(SLOTS + 1), slot_micros)
 }
 
 #[cfg(test)]

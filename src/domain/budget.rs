@@ -36,10 +36,10 @@ impl BudgetId {
         }
     }
 
-    /// Of an account's credits that begin anew on this day of the month. Names of limits hold no `/`, so it is none of theirs.
+    /// Of an account's monthly credits, whatever day its months begin on. Names of limits hold no `/`, so it is none of theirs.
     #[must_use]
-    pub fn of_credits(account: &AccountId, reset_day: u8) -> Self {
-        Self(format!("{account}/live//credits/{reset_day}"))
+    pub fn of_credits(account: &AccountId) -> Self {
+        Self(format!("{account}/live//credits"))
     }
 
     /// Of what was topped up to an account's credits, likewise.
@@ -112,7 +112,7 @@ mod tests {
                 assert_eq!(id.parse(), Some((subject.clone(), "per-day")), "{id}");
             }
         }
-        let credits = BudgetId::of_credits(&account, 31);
+        let credits = BudgetId::of_credits(&account);
         assert_eq!(credits.parse(), Some((Subject::Account(account, Environment::Live), "credits")));
         for other in ["", "key_/a", "acct_a/live", "acct_a/other/a", "a/live/b"] {
             assert_eq!(BudgetId::stored(other.to_owned()).parse(), None, "{other}");

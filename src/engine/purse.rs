@@ -25,8 +25,8 @@ pub(super) struct Purse {
 /// One of the budgets of a purse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fund {
-    /// The allowance of months that begin on this day.
-    Allowance(u8),
+    /// The month's.
+    Allowance,
     TopUps,
 }
 
@@ -43,7 +43,7 @@ pub(super) struct PurseView {
 impl Fund {
     pub(super) fn budget_id(self, account: &AccountId) -> BudgetId {
         match self {
-            Self::Allowance(reset_day) => BudgetId::of_credits(account, reset_day),
+            Self::Allowance => BudgetId::of_credits(account),
             Self::TopUps => BudgetId::of_top_ups(account),
         }
     }
@@ -51,7 +51,8 @@ impl Fund {
     /// What has nothing to grant.
     const fn empty_rule(self) -> Rule {
         match self {
-            Self::Allowance(reset_day) => Rule::of_credits(0, reset_day),
+            // Of what is given back, the day does not matter.
+            Self::Allowance => Rule::of_credits(0, 1),
             Self::TopUps => Rule::of_top_ups(0),
         }
     }
@@ -79,13 +80,13 @@ impl Purse {
     /// budgets that end with that is added to `ended`.
     pub(super) fn next(old: Option<Self>, terms: Option<Credits>, ended: &mut Vec<(Fund, Ask)>) -> Option<Self> {
         let mut next = terms.map(Self::new);
-        let Some(Self { terms: old, allowance: mut old_allowance, top_ups: old_top_ups }) = old else { return next };
+        let Some(Self { terms: _, allowance: mut old_allowance, top_ups: old_top_ups }) = old else { return next };
         match &mut next {
-            Some(next) if next.terms.reset_day == old.reset_day => {
-                old_allowance.set_rule(Rule::of_credits(next.terms.allowance, old.reset_day));
+            Some(next) => {
+                old_allowance.set_rule(Rule::of_credits(next.terms.allowance, next.terms.reset_day));
                 next.allowance = old_allowance;
             }
-            Some(_) | None => ended.extend(old_allowance.end().map(|ask| (Fund::Allowance(old.reset_day), ask))),
+            None => ended.extend(old_allowance.end().map(|ask| (Fund::Allowance, ask))),
         }
         if let Some(mut old) = old_top_ups {
             match next.as_mut().and_then(|next| Some((next.terms.topped_up, next.top_ups.as_mut()?))) {
@@ -169,7 +170,7 @@ impl Purse {
     pub(super) fn charged(&mut self, units: u64) -> impl Iterator<Item = (Fund, &mut Budget, u64)> {
         let of_allowance = units.min(self.allowance.leased());
         let of_top_ups = self.top_ups.as_deref_mut().map(|top_ups| (Fund::TopUps, top_ups, units - of_allowance));
-        let allowance = (Fund::Allowance(self.terms.reset_day), &mut self.allowance, of_allowance);
+        let allowance = (Fund::Allowance, &mut self.allowance, of_allowance);
         std::iter::once(allowance).chain(of_top_ups).filter(|(_, _, units)| *units > 0)
     }
 
@@ -190,8 +191,7 @@ impl Purse {
 
     /// What the store is to be asked and told.
     pub(super) fn asks(&mut self, journal: &Journal, now: Time, mode: Asking) -> Vec<(Fund, Ask)> {
-        let reset_day = self.terms.reset_day;
-        let of_allowance = mode.of(&mut self.allowance, journal, now).map(|ask| (Fund::Allowance(reset_day), ask));
+        let of_allowance = mode.of(&mut self.allowance, journal, now).map(|ask| (Fund::Allowance, ask));
         let of_top_ups =
             self.top_ups.as_deref_mut().and_then(|top_ups| Some((Fund::TopUps, mode.of(top_ups, journal, now)?)));
         of_allowance.into_iter().chain(of_top_ups).collect()
@@ -200,7 +200,7 @@ impl Purse {
     /// The budget of a fund, unless it is not one of these.
     pub(super) fn fund_mut(&mut self, fund: Fund) -> Option<&mut Budget> {
         match fund {
-            Fund::Allowance(reset_day) => (self.terms.reset_day == reset_day).then_some(&mut self.allowance),
+            Fund::Allowance => Some(&mut self.allowance),
             Fund::TopUps => self.top_ups.as_deref_mut(),
         }
     }
@@ -386,7 +386,7 @@ mod tests {
         let rows = [
             (Some(terms(15, 150)), (5, 130)),
             (Some(terms(12, 90)), (2, 70)),
-            (Some(Credits { reset_day: 20, ..terms(12, 90) }), (12, 70)),
+            (Some(Credits { reset_day: 20, ..terms(12, 90) }), (2, 70)),
             (None, (0, 0)),
             (Some(terms(12, 90)), (2, 70)),
             (Some(terms(12, 0)), (2, 0)),

@@ -126,6 +126,8 @@ pub struct UncertainRow {
     pub budget: BudgetId,
     /// Number of the hour since 1970.
     pub hour: i64,
+    /// Whether they were given back; else they count as spent.
+    pub given_back: bool,
     /// Cost units.
     pub units: u64,
 }

@@ -88,8 +88,8 @@ enum Change {
     Move(usize),
     /// A plan says something else.
     Plan(usize, Terms),
-    /// The account has something else instead, and another day on which credits begin anew.
-    Account(Terms, i8),
+    /// The account has something else instead.
+    Account(Terms),
     /// A key has other limits of its own.
     Key(usize, Vec<Limit>),
     /// Of a limit that a plan has, only the capacity is another.
@@ -152,7 +152,7 @@ fn change() -> impl Strategy<Value = Change> {
         key.clone().prop_map(Change::Rotate),
         plan.clone().prop_map(Change::Move),
         (plan.clone(), terms()).prop_map(|(plan, terms)| Change::Plan(plan, terms)),
-        (terms(), prop::sample::select(&RESET_DAYS[..])).prop_map(|(terms, day)| Change::Account(terms, day)),
+        terms().prop_map(Change::Account),
         (key, limits()).prop_map(|(key, limits)| Change::Key(key, limits)),
         (plan, 0..40_u64).prop_map(|(plan, capacity)| Change::Capacity(plan, capacity)),
     ]
@@ -183,10 +183,10 @@ fn cases() -> u32 {
 }
 
 /// Takes the steps in the engine and in the model.
-fn run(plans: Vec<Terms>, steps: Vec<Step>, journal: bool) -> Result<(), TestCaseError> {
+fn run(plans: Vec<Terms>, reset_day: i8, steps: Vec<Step>, journal: bool) -> Result<(), TestCaseError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let outcome = runtime.block_on(async {
-        let mut world = World::new(plans, journal).await;
+        let mut world = World::new(plans, reset_day, journal).await;
         for step in steps {
             world.step(&step).await.map_err(|wrong| format!("{step:?}: {wrong}"))?;
         }
@@ -202,15 +202,20 @@ proptest! {
     })]
 
     #[test]
-    fn the_engine_does_what_the_model_says(plans in prop::collection::vec(terms(), PLANS), steps in steps()) {
-        run(plans, steps, true)?;
+    fn the_engine_does_what_the_model_says(
+        plans in prop::collection::vec(terms(), PLANS),
+        reset_day in prop::sample::select(&RESET_DAYS[..]),
+        steps in steps(),
+    ) {
+        run(plans, reset_day, steps, true)?;
     }
 
     #[test]
     fn without_a_journal_crashes_cost_what_is_leased(
         plans in prop::collection::vec(terms(), PLANS),
+        reset_day in prop::sample::select(&RESET_DAYS[..]),
         steps in steps(),
     ) {
-        run(plans, steps, false)?;
+        run(plans, reset_day, steps, false)?;
     }
 }

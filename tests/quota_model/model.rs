@@ -47,10 +47,10 @@ pub(crate) struct Model {
 }
 
 impl Model {
-    pub(crate) fn new(plans: Vec<Terms>, keys: Vec<(Vec<Limit>, bool)>, now: i64) -> Self {
+    pub(crate) fn new(plans: Vec<Terms>, keys: Vec<(Vec<Limit>, bool)>, reset_day: i8, now: i64) -> Self {
         let (account, budgets) = (Terms::default(), BTreeMap::new());
         let (plan, topped_up, forward_only) = (0, 0, false);
-        Self { plans, plan, account, reset_day: 1, topped_up, keys, now, latest: now, forward_only, budgets }
+        Self { plans, plan, account, reset_day, topped_up, keys, now, latest: now, forward_only, budgets }
     }
 
     pub(crate) fn set_clock(&mut self, now: i64) {

@@ -9,7 +9,7 @@ use tollgate::engine::{Answer, Level, LimitStatus, NewKey};
 
 use crate::terms::{BudgetKey, CREDITS, Limit, Outcome, Owner, TOP_UPS, Terms, Told, budget_key};
 use crate::window::Window;
-use crate::{DAY, HOUR, KEYS, MINUTE, NAMES, RESET_DAYS, START, WINDOWS};
+use crate::{DAY, HOUR, KEYS, MINUTE, NAMES, START, WINDOWS};
 
 pub(crate) fn outcome(verdict: Verdict) -> Result<Outcome, String> {
     let all = [
@@ -42,7 +42,7 @@ pub(crate) fn limit_from(limit: &domain::Limit) -> Limit {
 }
 
 /// By what the store calls them.
-pub(crate) fn all_budgets(account: &AccountId, keys: &[(KeyId, String)]) -> HashMap<String, BudgetKey> {
+pub(crate) fn all_budgets(account: &AccountId, keys: &[(KeyId, String)], reset_day: i8) -> HashMap<String, BudgetKey> {
     let of_keys = keys.iter().enumerate().map(|(place, (id, _))| (Owner::Key(place), Subject::Key(*id)));
     let pools = [(Owner::Live, Environment::Live), (Owner::Test, Environment::Test)];
     let of_account = pools.map(|(owner, environment)| (owner, Subject::Account(account.clone(), environment)));
@@ -54,11 +54,8 @@ pub(crate) fn all_budgets(account: &AccountId, keys: &[(KeyId, String)]) -> Hash
             all.insert(id.as_str().to_owned(), budget_key(owner, &limit));
         }
     }
-    for day in RESET_DAYS {
-        let limit = Limit { name: CREDITS, capacity: 0, window: Window::MonthFrom(day) };
-        let id = BudgetId::of_credits(account, u8::try_from(day).unwrap());
-        all.insert(id.as_str().to_owned(), budget_key(Owner::Live, &limit));
-    }
+    let credits = Limit { name: CREDITS, capacity: 0, window: Window::MonthFrom(reset_day) };
+    all.insert(BudgetId::of_credits(account).as_str().to_owned(), budget_key(Owner::Live, &credits));
     let top_ups = Limit { name: TOP_UPS, capacity: 0, window: Window::Forever };
     all.insert(BudgetId::of_top_ups(account).as_str().to_owned(), budget_key(Owner::Live, &top_ups));
     all
@@ -88,7 +85,7 @@ pub(crate) fn plan(number: usize, terms: &Terms) -> domain::Plan {
     }
 }
 
-pub(crate) fn account(id: AccountId) -> domain::Account {
+pub(crate) fn account(id: AccountId, reset_day: i8) -> domain::Account {
     domain::Account {
         id,
         name: "Test".to_owned(),
@@ -98,7 +95,7 @@ pub(crate) fn account(id: AccountId) -> domain::Account {
         key_limits: Vec::new(),
         account_limits: Vec::new(),
         credits: None,
-        credits_reset_day: 1,
+        credits_reset_day: u8::try_from(reset_day).unwrap(),
         top_ups: domain::TopUps::default(),
         metadata: Metadata::new(),
         create_time: Time::from_millis(START),

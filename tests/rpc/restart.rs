@@ -144,6 +144,9 @@ async fn what_nobody_knows_to_be_spent_may_be_given_back() {
     let server = server.kill(Settings { uncertain: Uncertain::Refund, ..without_journal() }).await;
     let left = server.ask(CheckKeyRequest { cost: Some(0), ..of(&made.secret) }).await.limits[0].remaining;
     assert!((80..=100).contains(&left), "{left}");
+    let request = GetUsageRequest { key_id: made.key.unwrap().id, ..GetUsageRequest::default() };
+    let report = server.operator.get_usage(request).await.unwrap();
+    assert!(report.uncertain[0].given_back && report.uncertain[0].units > 0, "{report:?}");
 }
 
 #[tokio::test]

@@ -131,7 +131,7 @@ pub(crate) async fn leases_of_which_it_is_known_what_was_spent(store: SharedStor
     let hour = NOW.hour();
     let account = AccountId::parse("acct_a").unwrap();
     let rows = store.uncertain(&account, None, hour..hour + 1, 10).await.unwrap();
-    assert_eq!(rows, [UncertainRow { budget: ask("acct_a", &limit, 0).budget, hour, units: 4 }]);
+    assert_eq!(rows, [UncertainRow { budget: ask("acct_a", &limit, 0).budget, hour, given_back: false, units: 4 }]);
     assert_eq!(store.uncertain(&account, None, hour + 1..hour + 9, 10).await.unwrap(), []);
     let other = AccountId::parse("acct_b").unwrap();
     assert_eq!(store.uncertain(&other, None, hour..hour + 1, 10).await.unwrap(), []);
@@ -152,18 +152,20 @@ pub(crate) async fn what_is_uncertain_of_one_key(store: SharedStore) {
     let limit = limit(10, Algorithm::FixedWindow);
     let account = AccountId::parse("acct_a").unwrap();
     let keys = [1, 2].map(|byte| KeyId::from_bytes([byte; 16]));
-    for key in keys {
-        let budget = BudgetId::of_limit(&Subject::Key(key), &limit);
-        one(&store, FIRST, LeaseAsk { budget, ..ask("acct_a", &limit, 4) }).await;
-    }
-    close(&store, SECOND, Uncertain::Charge).await;
     let hour = NOW.hour();
-    for key in keys {
-        let rows = store.uncertain(&account, Some(key), hour..hour + 1, 10).await.unwrap();
-        let budget = BudgetId::of_limit(&Subject::Key(key), &limit);
-        assert_eq!(rows, [UncertainRow { budget, hour, units: 4 }]);
+    for (policy, given_back) in [(Uncertain::Charge, false), (Uncertain::Refund, true)] {
+        for key in keys {
+            let budget = BudgetId::of_limit(&Subject::Key(key), &limit);
+            one(&store, FIRST, LeaseAsk { budget, ..ask("acct_a", &limit, 4) }).await;
+        }
+        close(&store, SECOND, policy).await;
+        for key in keys {
+            let rows = store.uncertain(&account, Some(key), hour..hour + 1, 10).await.unwrap();
+            let budget = BudgetId::of_limit(&Subject::Key(key), &limit);
+            assert_eq!(rows.last(), Some(&UncertainRow { budget, hour, given_back, units: 4 }));
+        }
     }
-    assert_eq!(store.uncertain(&account, None, hour..hour + 1, 10).await.unwrap().len(), 2);
+    assert_eq!(store.uncertain(&account, None, hour..hour + 1, 10).await.unwrap().len(), 4);
 }
 
 pub(crate) async fn a_large_batch_of_leases(store: SharedStore) {

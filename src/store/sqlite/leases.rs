@@ -254,10 +254,10 @@ async fn close_all(
         }
     }
     give_back(connection, &unspent).await?;
-    match policy {
-        Uncertain::Charge => note_uncertain(connection, &closed.uncertain, now).await?,
-        Uncertain::Refund => give_back(connection, &closed.uncertain).await?,
+    if policy == Uncertain::Refund {
+        give_back(connection, &closed.uncertain).await?;
     }
+    note_uncertain(connection, &closed.uncertain, policy, now).await?;
     sqlx::query("DELETE FROM leases WHERE incarnation <> $1").bind(survivor.0.as_slice()).execute(connection).await?;
     Ok(closed)
 }
@@ -286,6 +286,7 @@ fn closed_lease(row: &SqliteRow, known: Option<&KnownSpends>) -> Result<(ClosedL
 async fn note_uncertain(
     connection: &mut SqliteConnection,
     uncertain: &[ClosedLease],
+    policy: Uncertain,
     now: Time,
 ) -> Result<(), StoreError> {
     let mut sums: BTreeMap<(&str, &str), u64> = BTreeMap::new();
@@ -295,12 +296,13 @@ async fn note_uncertain(
     }
     let sums: Vec<_> = sums.into_iter().collect();
     for sums in sums.chunks(ROWS_MAX) {
-        let mut query = QueryBuilder::<Sqlite>::new("INSERT INTO uncertain_hourly (account, budget, hour, units) ");
+        let mut query =
+            QueryBuilder::<Sqlite>::new("INSERT INTO uncertain_hourly (account, budget, hour, given_back, units) ");
         query.push_values(sums, |mut row, ((account, budget), units)| {
-            row.push_bind(*account).push_bind(*budget).push_bind(now.hour());
+            row.push_bind(*account).push_bind(*budget).push_bind(now.hour()).push_bind(policy == Uncertain::Refund);
             row.push_bind(i64::try_from(*units).unwrap_or(i64::MAX));
         });
-        query.push(" ON CONFLICT (account, budget, hour) DO UPDATE SET units = units + excluded.units");
+        query.push(" ON CONFLICT (account, budget, hour, given_back) DO UPDATE SET units = units + excluded.units");
         query.build().persistent(false).execute(&mut *connection).await?;
     }
     Ok(())
@@ -314,19 +316,25 @@ pub(super) async fn uncertain(
     hours: Range<i64>,
     rows_max: u32,
 ) -> Result<Vec<UncertainRow>, StoreError> {
-    let mut query = QueryBuilder::<Sqlite>::new("SELECT budget, hour, units FROM uncertain_hourly WHERE account = ");
+    let mut query =
+        QueryBuilder::<Sqlite>::new("SELECT budget, hour, given_back, units FROM uncertain_hourly WHERE account = ");
     query.push_bind(account.as_str()).push(" AND hour >= ").push_bind(hours.start);
     query.push(" AND hour < ").push_bind(hours.end);
     if let Some(key) = key {
         // `0` comes after `/`: what begins with the key and a `/`.
         query.push(" AND budget > ").push_bind(format!("{key}/")).push(" AND budget < ").push_bind(format!("{key}0"));
     }
-    query.push(" ORDER BY budget, hour LIMIT ").push_bind(rows_max);
+    query.push(" ORDER BY budget, hour, given_back LIMIT ").push_bind(rows_max);
     let rows = query.build().fetch_all(readers).await?;
     rows.iter()
         .map(|row| {
-            let (budget, hour, units): (String, i64, i64) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-            Ok(UncertainRow { budget: BudgetId::stored(budget), hour, units: u64::try_from(units).unwrap_or(0) })
+            let (budget, units): (String, i64) = (row.try_get(0)?, row.try_get(3)?);
+            Ok(UncertainRow {
+                budget: BudgetId::stored(budget),
+                hour: row.try_get(1)?,
+                given_back: row.try_get(2)?,
+                units: u64::try_from(units).unwrap_or(0),
+            })
         })
         .collect()
 }

@@ -15,6 +15,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/sqlite/0002_budgets.sql"),
     include_str!("../../../migrations/sqlite/0003_journal.sql"),
     include_str!("../../../migrations/sqlite/0004_operations.sql"),
+    include_str!("../../../migrations/sqlite/0005_one_allowance.sql"),
 ];
 
 /// Marks a database as Tollgate's: `tlgt` in SQLite's `application_id`.

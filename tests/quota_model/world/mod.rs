@@ -55,7 +55,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) async fn new(plans: Vec<Terms>, journal: bool) -> Self {
+    pub(crate) async fn new(plans: Vec<Terms>, reset_day: i8, journal: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (clock, hands) = Clock::manual(Time::from_millis(START));
         let desk = Arc::<Desk>::default();
@@ -64,14 +64,15 @@ impl World {
         for (number, terms) in plans.iter().enumerate() {
             engine.create_plan(ME, names::plan(number, terms)).await.unwrap();
         }
-        let account = engine.create_account(ME, names::account(engine.new_account_id().unwrap())).await.unwrap().id;
+        let account =
+            engine.create_account(ME, names::account(engine.new_account_id().unwrap(), reset_day)).await.unwrap().id;
         let mut keys = Vec::new();
         for live in KEYS {
             let made = engine.create_key(ME, names::new_key(&account, keys.len(), live)).await.unwrap();
             keys.push((made.key.id, made.secret.expose_secret().to_owned()));
         }
-        let budgets = names::all_budgets(&account, &keys);
-        let model = Model::new(plans, KEYS.map(|live| (Vec::new(), live)).to_vec(), START);
+        let budgets = names::all_budgets(&account, &keys, reset_day);
+        let model = Model::new(plans, KEYS.map(|live| (Vec::new(), live)).to_vec(), reset_day, START);
         let (counted, written) = Default::default();
         let history = History::default();
         Self {
@@ -225,7 +226,7 @@ impl World {
                 engine.update_account(ME, &self.account, patch, None).await.unwrap();
                 self.model.plan = *to;
             }
-            Change::Account(terms, day) => {
+            Change::Account(terms) => {
                 let patch = AccountPatch {
                     key_limits: Some(terms.key_limits.iter().map(names::limit_to).collect()),
                     account_limits: Some(terms.account_limits.iter().map(names::limit_to).collect()),
@@ -234,11 +235,10 @@ impl World {
                         Credits::Uncounted => Some(domain::CreditOverride::Uncounted),
                         Credits::Counted(units) => Some(domain::CreditOverride::Allowance(units)),
                     }),
-                    credits_reset_day: Some(u8::try_from(*day).unwrap()),
                     ..AccountPatch::default()
                 };
                 engine.update_account(ME, &self.account, patch, None).await.unwrap();
-                (self.model.account, self.model.reset_day) = (terms.clone(), *day);
+                self.model.account = terms.clone();
             }
             Change::Key(key, limits) => {
                 let limits_to = limits.iter().map(names::limit_to).collect();
@@ -291,8 +291,8 @@ impl World {
     async fn start_next(&mut self, end: impl AsyncFnOnce(Process) -> bool) -> Result<(bool, bool)> {
         let orderly = end(self.process.take().unwrap()).await;
         let failed = self.desk.book().failures > self.failures_before;
-        // What is planned goes wrong once.
-        for _ in 0..2 {
+        // What is planned goes wrong once, of each of the two calls that it begins with.
+        for _ in 0..3 {
             self.process = Process::start(self.folder.path(), &self.clock, &self.desk, self.journal).await;
             if self.process.is_some() {
                 self.failures_before = self.desk.book().failures;

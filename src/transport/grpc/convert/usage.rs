@@ -59,9 +59,10 @@ pub(in crate::transport::grpc) fn usage_to(report: &UsageReport) -> v1::GetUsage
 }
 
 fn uncertain_to(row: &UncertainRow) -> v1::UncertainUnits {
-    let UncertainRow { budget, hour, units } = row;
+    let UncertainRow { budget, hour, given_back, units } = row;
     let hour = Some(timestamp_to(Time::from_millis(hour.saturating_mul(3_600_000))));
-    let common = v1::UncertainUnits { hour, units: units_to(*units), ..v1::UncertainUnits::default() };
+    let common =
+        v1::UncertainUnits { hour, units: units_to(*units), given_back: *given_back, ..v1::UncertainUnits::default() };
     match budget.parse() {
         Some((Subject::Key(id), name)) => {
             v1::UncertainUnits { budget: name.to_owned(), key_id: id.to_string(), ..common }
