@@ -424,10 +424,13 @@ impl Budget {
         let wanted = wanted.saturating_add(more.min(self.at_once(left)));
         // What is leased already stays without a counter, where there was none when it was.
         let is_counted = self.lease.cell.is_some_and(|cell| !journal.is_retired(cell));
-        if wanted > 0 && !is_counted && self.lease.units == 0 {
+        // Two slots don't share a counter, or what is spent in one would seem to be spent in the other.
+        let is_over = self.ledger.as_ref().is_some_and(|ledger| ledger.bounds().end <= now);
+        if wanted > 0 && !is_counted && self.lease.units == 0 && !is_over {
             self.lease.cell = journal.spend_cell();
         }
-        let cells = Cells { here: self.lease.cell, ahead: if ahead > 0 { journal.spend_cell() } else { None } };
+        let here = if wanted > 0 && is_over { journal.spend_cell() } else { self.lease.cell };
+        let cells = Cells { here, ahead: if ahead > 0 { journal.spend_cell() } else { None } };
         Some(Ask { wanted, ahead, cells, ..self.tell() })
     }
 
@@ -504,6 +507,10 @@ impl Budget {
         }
         self.ledger = Some(ledger);
         self.follow();
+        if granted == 0 && number(self.lease.cell) != number(cells.here) {
+            let (spent, returned) = (0, 0);
+            self.note(Outcome { slot, cell: cells.here, spent, returned, over: true });
+        }
         self.take(slot, granted, cells.here);
         if self.ledger.as_ref().is_some_and(|ledger| ledger.next_slot() == next_slot) {
             self.take_ahead(next_slot, ahead, cells.ahead);
