@@ -12,6 +12,8 @@
 //! In a fixed window they are those of the next window. In a sliding one, this slot's window and the next slot's
 //! overlap, and each grant is held against both.
 
+use std::cmp::Ordering;
+
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{Algorithm, Limit, Time, TimeZone};
@@ -320,12 +322,16 @@ struct Granted {
     next: u64,
 }
 
-/// Moves a fixed window on to one that begins later. What was granted ahead belongs to the window that holds the end of the
-/// one before, also where the zone was changed since.
+/// Moves a fixed window on to one that begins later. Where the zone, or the day on which credits begin anew, was changed since, it
+/// can hold a part of the one before: then that goes on counting, and what is left of the later one begins where that one ended.
 fn begin(later: Window, window: &mut Window, granted: &mut u64, ahead: &mut u64) {
     let ahead = std::mem::take(ahead);
-    *granted = if later.start <= window.end { ahead } else { 0 };
-    *window = later;
+    *granted = match later.start.cmp(&window.end) {
+        Ordering::Less => granted.saturating_add(ahead),
+        Ordering::Equal => ahead,
+        Ordering::Greater => 0,
+    };
+    *window = Window { start: later.start.max(window.end), end: later.end };
 }
 
 /// Moves a sliding window on to a slot, unless that is an earlier one.

@@ -41,6 +41,8 @@ pub(super) struct Budget {
     unheard: bool,
     /// What became of leases, and is still to be told to the store. One for each lease.
     told_next: Vec<Outcome>,
+    /// Leases of which units are reserved, and how many: their counters stay theirs, also when they have ended.
+    reserved: Vec<(LeaseName, u64)>,
     demand: Demand,
     /// Units that checks wait for, beyond what the lease holds. Set while the budget stands in a queue.
     wanted: Option<u64>,
@@ -164,6 +166,12 @@ impl Lease {
     }
 }
 
+impl LeaseName {
+    fn is(self, other: Self) -> bool {
+        self.slot == other.slot && number(self.cell) == number(other.cell)
+    }
+}
+
 impl Outcome {
     fn is_of(&self, slot: Slot, cell: Option<SpendCell>) -> bool {
         self.slot == slot && number(self.cell) == number(cell)
@@ -217,6 +225,7 @@ impl Budget {
             reached: Time::from_millis(i64::MIN),
             unheard: false,
             told_next: Vec::new(),
+            reserved: Vec::new(),
             demand: Demand::default(),
             wanted: None,
         }
@@ -358,7 +367,26 @@ impl Budget {
     /// elsewhere. Until then they are still leased by its books. Returns whence they are, and whether the lease should be filled up.
     pub(super) fn reserve(&mut self, units: u64, now: Time) -> (LeaseName, bool) {
         let Lease { slot, cell, .. } = self.lease;
-        (LeaseName { slot, cell }, self.take_out(units, now))
+        let lease = LeaseName { slot, cell };
+        match self.reserved.iter_mut().find(|(one, _)| one.is(lease)) {
+            Some((_, reserved)) => *reserved = reserved.saturating_add(units),
+            None => self.reserved.push((lease, units)),
+        }
+        (lease, self.take_out(units, now))
+    }
+
+    /// Units that were reserved are charged: the store has taken them from the lease itself.
+    pub(super) fn charged(&mut self, lease: LeaseName, units: u64) {
+        let Some(place) = self.reserved.iter().position(|(one, _)| one.is(lease)) else { return };
+        let Some((_, reserved)) = self.reserved.get_mut(place) else { return };
+        *reserved = reserved.saturating_sub(units);
+        if *reserved == 0 {
+            self.reserved.swap_remove(place);
+            let LeaseName { slot, cell } = lease;
+            if slot != self.lease.slot || number(cell) != number(self.lease.cell) {
+                self.note(Outcome { slot, cell, spent: 0, returned: 0, over: true });
+            }
+        }
     }
 
     /// Puts back units that were reserved and not charged.
@@ -374,6 +402,7 @@ impl Budget {
             }
             self.note(Outcome { slot, cell, spent: 0, returned: units, over: false });
         }
+        self.charged(lease, units);
     }
 
     fn take_out(&mut self, units: u64, now: Time) -> bool {
@@ -457,9 +486,11 @@ impl Budget {
         let told = std::mem::take(&mut self.told_next);
         // A lease that came to its end may have gone on, or, where a slot began while it was asked for, the one of that slot has
         // its counter; and then both may have ended since.
-        let used = [number(self.lease.cell), self.next.as_ref().and_then(|next| number(next.cell))];
+        let next = self.next.as_ref().and_then(|next| next.cell);
+        let reserved = self.reserved.iter().map(|(lease, _)| lease.cell);
+        let used: Vec<u32> = [self.lease.cell, next].into_iter().chain(reserved).filter_map(number).collect();
         let over = told.iter().filter(|one| one.over).filter_map(|one| one.cell);
-        let mut freed: Vec<SpendCell> = over.filter(|cell| !used.contains(&Some(cell.number()))).collect();
+        let mut freed: Vec<SpendCell> = over.filter(|cell| !used.contains(&cell.number())).collect();
         freed.sort_unstable_by_key(|cell| cell.number());
         freed.dedup_by_key(|cell| cell.number());
         let settled = told.into_iter().map(Outcome::settled).collect();

@@ -50,6 +50,13 @@ impl BudgetList {
         }
     }
 
+    /// Units that were reserved of the limit that this one is, or was, are charged.
+    pub(super) fn charged(&mut self, of: &Limit, lease: LeaseName, units: u64) {
+        if let Some((_, budget)) = self.limits.iter_mut().find(|(limit, _)| limit.continues(of)) {
+            budget.charged(lease, units);
+        }
+    }
+
     pub(super) fn budgets_mut(&mut self) -> impl Iterator<Item = &mut Budget> {
         self.limits.iter_mut().map(|(_, budget)| budget)
     }

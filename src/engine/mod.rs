@@ -8,6 +8,8 @@ mod account;
 mod adjust;
 mod attempt;
 mod authority;
+#[cfg(test)]
+mod books_tests;
 mod budget;
 mod budget_list;
 #[cfg(test)]

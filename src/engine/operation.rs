@@ -69,8 +69,12 @@ impl Engine {
         let operation = reservation.operation(check);
         match self.record_operation(NamedOperation { account_id, id: id.clone(), operation }).await {
             Ok(Recorded::New) => {
-                let Reservation { asked, charge, .. } = *reservation;
-                let queue = |meter: &mut KeyMeter| meter.touch(check.request.client_ip, self.clock.now());
+                let Reservation { asked, charge, of_key, of_account } = *reservation;
+                let queue = |meter: &mut KeyMeter| {
+                    meter.charged_reserved(&of_key);
+                    meter.touch(check.request.client_ip, self.clock.now())
+                };
+                asked.entry.account.meter(asked.environment()).charged_reserved(&of_account);
                 if asked.entry.with_meter(queue) {
                     self.usage.enqueue(Arc::clone(&asked.entry));
                 }

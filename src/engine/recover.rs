@@ -24,7 +24,7 @@ impl Engine {
         }
         if let Some(opened) = opened {
             // It is the first to be set: nobody is served yet.
-            _ = self.journal.set(begin(opened, self.leases.incarnation));
+            _ = self.journal.set(begin(&opened, self.leases.incarnation)?);
         }
         Ok(())
     }
@@ -95,9 +95,16 @@ fn read(opened: &Opened) -> Option<Left> {
     opened.left().inspect_err(|error| warn(opened.path(), error)).ok().flatten()
 }
 
-fn begin(opened: Opened, incarnation: Incarnation) -> Journal {
-    let path = opened.path().to_owned();
-    opened.begin(incarnation.0).inspect_err(|error| warn(&path, error)).unwrap_or_default()
+/// A new journal in the place of what was left, which is in the store. None where that can't be made; then what was left must at
+/// least not be found again, or it would count twice.
+fn begin(opened: &Opened, incarnation: Incarnation) -> Result<Journal, StoreError> {
+    opened.begin(incarnation.0).or_else(|error| {
+        warn(opened.path(), &error);
+        let path = opened.path().display();
+        let stuck = |error| StoreError::Unavailable(format!("the journal `{path}` can't be marked as read: {error}"));
+        opened.forget().map_err(stuck)?;
+        Ok(Journal::default())
+    })
 }
 
 fn warn(path: &Path, error: &std::io::Error) {

@@ -89,6 +89,33 @@ impl AccountMeter {
     }
 }
 
+impl KeyMeter {
+    /// What was reserved is charged.
+    pub(super) fn charged_reserved(&mut self, held: &[Held]) {
+        for Held { of, lease, units, .. } in held {
+            if let AskedFor::Limit(limit) = of {
+                self.budgets.charged(limit, *lease, *units);
+            }
+        }
+    }
+}
+
+impl AccountMeter {
+    /// What was reserved is charged.
+    pub(super) fn charged_reserved(&mut self, held: &[Held]) {
+        for Held { of, lease, units, .. } in held {
+            match of {
+                AskedFor::Limit(limit) => self.budgets.charged(limit, *lease, *units),
+                AskedFor::Credits(fund) => {
+                    if let Some(budget) = self.credits.as_mut().and_then(|purse| purse.fund_mut(*fund)) {
+                        budget.charged(*lease, *units);
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Has all budgets that were ever asked for ask again how they stand.
 pub(super) fn refresh(meter: &mut impl Budgets) {
     let (limits, purse) = meter.parts_mut();

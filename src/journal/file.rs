@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{FallocateFlags, fallocate};
@@ -18,6 +18,10 @@ use crate::domain::{KeyId, Verdict};
 
 /// What the file begins with. Another layout has another number.
 const MAGIC: [u8; 16] = *b"tollgate spent 1";
+/// What is in the place of [`MAGIC`] where nothing in the file counts any more.
+const FORGOTTEN: [u8; 16] = *b"tollgate spent 0";
+/// What every journal begins with, of whatever layout.
+const FAMILY: &[u8] = b"tollgate spent ";
 const HEAD_BYTES: usize = 4_096;
 const SEGMENT_BYTES: usize = 2 << 20;
 const SEGMENT_LENGTH: u64 = 2 << 20;
@@ -177,6 +181,34 @@ fn misaligned() -> io::Error {
     io::Error::other("the mapping does not begin where a counter may")
 }
 
+/// The path without links, so that one file has one journal in its place, whatever name it goes by.
+pub(super) fn resolve(path: &Path) -> io::Result<PathBuf> {
+    match path.canonicalize() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let name = path.file_name().ok_or_else(|| io::Error::other("it has no name"))?;
+            Ok(folder.canonicalize()?.join(name))
+        }
+        found => found,
+    }
+}
+
+/// Refuses what is something else, and what was replaced by another process between being opened and locked.
+pub(super) fn require_journal(file: &File, path: &Path) -> io::Result<()> {
+    let (here, there) = (file.metadata()?, path.metadata()?);
+    if (here.dev(), here.ino()) != (there.dev(), there.ino()) {
+        return Err(io::Error::other("another process has just replaced it"));
+    }
+    let mut head = [0; MAGIC.len()];
+    let begins_so = file.read_exact_at(&mut head, 0).is_ok() && head.starts_with(FAMILY);
+    if here.len() == 0 || begins_so { Ok(()) } else { Err(io::Error::other("it is no journal, and stays as it is")) }
+}
+
+pub(super) fn forget(file: &File) -> io::Result<()> {
+    file.write_all_at(&FORGOTTEN, 0)?;
+    file.sync_data()
+}
+
 /// The boot that the system is in.
 pub(super) fn boot_id() -> io::Result<[u8; 36]> {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
@@ -309,7 +341,7 @@ mod tests {
     fn a_file_of_another_boot_or_layout_is_not_believed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("spent");
-        for damage in [0, 16] {
+        for damage in [15, 16] {
             drop(opened(&folder).begin([1; 16]).unwrap());
             assert!(opened(&folder).left().unwrap().is_some());
             File::options().write(true).open(&path).unwrap().write_all_at(b"#", damage).unwrap();

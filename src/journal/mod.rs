@@ -63,13 +63,18 @@ pub struct SpendCell {
 pub struct UsageCell(&'static file::Counts);
 
 impl Opened {
-    /// Opens the file at `path`, and makes it where there is none. Fails where it can't be written, where another process
-    /// uses it, or where the system doesn't tell its boots apart.
+    /// Opens the file at `path`, and makes it where there is none. Fails where it can't be written, where it is something else
+    /// than a journal, where another process uses it, or where the system doesn't tell its boots apart.
     pub fn open(path: &Path) -> io::Result<Self> {
         file::boot_id()?;
-        let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        let path = file::resolve(path)?;
+        if path.metadata().is_ok_and(|found| !found.is_file()) {
+            return Err(io::Error::other("it is no file"));
+        }
+        let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
         file.try_lock().map_err(|error| io::Error::other(format!("another process uses it: {error}")))?;
-        Ok(Self { path: path.to_owned(), file })
+        file::require_journal(&file, &path)?;
+        Ok(Self { path, file })
     }
 
     /// Where it is.
@@ -83,8 +88,13 @@ impl Opened {
         file::read(&self.file)
     }
 
+    /// Has nobody believe what was left, where it was settled and no new journal can be begun.
+    pub fn forget(&self) -> io::Result<()> {
+        file::forget(&self.file)
+    }
+
     /// Forgets what was left, and begins anew for this process.
-    pub fn begin(self, incarnation: [u8; 16]) -> io::Result<Journal> {
+    pub fn begin(&self, incarnation: [u8; 16]) -> io::Result<Journal> {
         // Another file in the place of the old one, which is locked until it is: a file that is mapped must not shrink.
         let mut growth = file::Growth::begin(&self.path, incarnation)?;
         Ok(Journal {
