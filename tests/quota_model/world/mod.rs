@@ -291,8 +291,8 @@ impl World {
     async fn start_next(&mut self, end: impl AsyncFnOnce(Process) -> bool) -> Result<(bool, bool)> {
         let orderly = end(self.process.take().unwrap()).await;
         let failed = self.desk.book().failures > self.failures_before;
-        // What is planned goes wrong once.
-        for _ in 0..2 {
+        // What is planned goes wrong once, and there are two calls that it can be.
+        for _ in 0..3 {
             self.process = Process::start(self.folder.path(), &self.clock, &self.desk, self.journal).await;
             if self.process.is_some() {
                 self.failures_before = self.desk.book().failures;
