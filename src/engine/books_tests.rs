@@ -79,19 +79,19 @@ fn no_counter_is_freed_twice() {
         budget.advance(&TimeZone::UTC, at(millis));
         budget.want(10);
         let ask = budget.ask(&journal, at(millis)).unwrap();
-        freed.extend(ask.freed.iter().map(SpendCell::number));
+        freed.extend(ask.freed.iter().map(|cell| cell.number()));
         budget.grant(answer(&mut store, &ask, at(millis)), ask.cells);
         budget.spend(10, at(millis));
     }
     budget.want(10);
     // Asked when the next slot has begun.
     let ask = budget.ask(&journal, at(2_001)).unwrap();
-    freed.extend(ask.freed.iter().map(SpendCell::number));
+    freed.extend(ask.freed.iter().map(|cell| cell.number()));
     budget.grant(answer(&mut store, &ask, at(2_001)), ask.cells);
     budget.want(1);
     let ask = budget.ask(&journal, at(2_002)).unwrap();
     let here = ask.cells.here.map(SpendCell::number);
-    let freed: Vec<_> = freed.into_iter().chain(ask.freed.iter().map(SpendCell::number)).collect();
+    let freed: Vec<_> = freed.into_iter().chain(ask.freed.iter().map(|cell| cell.number())).collect();
     let mut once = freed.clone();
     once.sort_unstable();
     once.dedup();

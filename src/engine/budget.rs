@@ -16,6 +16,8 @@ use crate::domain::{Time, TimeZone};
 use crate::journal::{Journal, SpendCell};
 use crate::store::{Cell, Leased, Settled};
 
+use super::demand::Demand;
+
 /// How long before a slot's end units of the next one are leased, in milliseconds: many times what the store needs, and
 /// so short that the demand will not have changed much.
 const AHEAD_MILLIS: i64 = 2_000;
@@ -75,15 +77,6 @@ struct Outcome {
     returned: u64,
     /// Whether that was the last of it, so that its counter may be another's once the store knows.
     over: bool,
-}
-
-/// How much is spent in a second.
-#[derive(Clone, Copy, Debug, Default)]
-struct Demand {
-    second: i64,
-    /// Units in that second so far, and in the one before it.
-    units: u64,
-    before: u64,
 }
 
 /// Whether a budget holds a cost.
@@ -185,33 +178,6 @@ impl Outcome {
 
 pub(super) fn number(cell: Option<SpendCell>) -> Option<u32> {
     cell.map(SpendCell::number)
-}
-
-impl Demand {
-    fn spent(&mut self, units: u64, now: Time) {
-        self.turn(now);
-        self.units = self.units.saturating_add(units);
-    }
-
-    /// Units a second, by the fuller of the last two.
-    fn a_second(&mut self, now: Time) -> u64 {
-        self.turn(now);
-        self.units.max(self.before)
-    }
-
-    /// Whether something was spent in the second before this one, too.
-    fn is_steady(&mut self, now: Time) -> bool {
-        self.turn(now);
-        self.before > 0
-    }
-
-    fn turn(&mut self, now: Time) {
-        let second = now.seconds();
-        if second != self.second {
-            self.before = if second == self.second + 1 { self.units } else { 0 };
-            (self.second, self.units) = (second, 0);
-        }
-    }
 }
 
 impl Budget {

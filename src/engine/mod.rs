@@ -15,6 +15,7 @@ mod budget_list;
 #[cfg(test)]
 mod budget_tests;
 mod check;
+mod demand;
 mod error;
 mod import;
 mod index;

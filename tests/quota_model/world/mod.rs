@@ -291,7 +291,7 @@ impl World {
     async fn start_next(&mut self, end: impl AsyncFnOnce(Process) -> bool) -> Result<(bool, bool)> {
         let orderly = end(self.process.take().unwrap()).await;
         let failed = self.desk.book().failures > self.failures_before;
-        // What is planned goes wrong once, of each of the two calls that it begins with.
+        // What is planned goes wrong once, and there are two calls that it can be.
         for _ in 0..3 {
             self.process = Process::start(self.folder.path(), &self.clock, &self.desk, self.journal).await;
             if self.process.is_some() {
