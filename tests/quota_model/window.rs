@@ -35,7 +35,7 @@ impl Window {
                 }
                 first_moment(date)
             }
-            Self::Sliding(period) => now.div_euclid(slot_length(period)),
+            Self::Sliding(period) => (now * 1_000).div_euclid(slot_micros(period)),
             Self::Forever => 0,
         }
     }
@@ -51,7 +51,7 @@ impl Window {
                 }
                 first_moment(date)
             }
-            Self::Sliding(period) => (slot + SLOTS + 1) * slot_length(period),
+            Self::Sliding(period) => first_milli((slot + SLOTS + 1) * slot_micros(period)),
             Self::Forever => i64::MAX,
         }
     }
@@ -60,7 +60,7 @@ impl Window {
     pub(crate) fn slot_that_resets_at(self, reset: i64) -> i64 {
         match self {
             Self::Fixed(_) | Self::MonthFrom(_) => self.slot(reset - 1),
-            Self::Sliding(period) => reset / slot_length(period) - SLOTS - 1,
+            Self::Sliding(period) => reset * 1_000 / slot_micros(period) - SLOTS - 1,
             Self::Forever => 0,
         }
     }
@@ -82,8 +82,13 @@ impl Window {
     }
 }
 
-fn slot_length(period: i64) -> i64 {
-    (period + SLOTS - 1) / SLOTS
+fn slot_micros(period: i64) -> i64 {
+    (period * 1_000 + SLOTS - 1) / SLOTS
+}
+
+/// The first whole millisecond.
+fn first_milli(micros: i64) -> i64 {
+    (micros + 999).div_euclid(1_000)
 }
 
 fn date_of(millis: i64) -> Date {
