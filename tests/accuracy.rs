@@ -337,3 +337,56 @@ async fn keys_share_what_is_their_accounts_and_nothing_else() {
         [Budget::Credits, Budget::Pool(FIXED), Budget::Pool(SLIDING), Budget::Key(FIXED), Budget::Key(SLIDING)];
     run(&SHARED, &budgets, 5).await;
 }
+
+/// While checks go on, no answer says more or less than what was asked before it and could be asked until it: those of limits and
+/// credits at once, the usage report up to the time that it names.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_agree_while_checks_go_on() {
+    const CAPACITY: i64 = 1_000_000;
+    let cluster = Cluster::start(1).await;
+    let (server, token) = (&cluster.servers[0], &cluster.home.token);
+    let subject = Subject::make(&cluster, row(1, CAPACITY, 1, 4, 0), Budget::Credits, 1).await;
+    let (id, secret) = subject.keys[0].clone();
+    let (sent, answered) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let mut lanes = JoinSet::new();
+    for _ in 0..4 {
+        let (mut client, secret) = (server.keys(token).await, secret.clone());
+        let (sent, answered) = (Arc::clone(&sent), Arc::clone(&answered));
+        lanes.spawn(async move {
+            loop {
+                let request = CheckKeyRequest { key: secret.clone(), ..Default::default() };
+                sent.fetch_add(1, Ordering::SeqCst);
+                assert!(client.check_key(request).await.unwrap().into_inner().allowed);
+                answered.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+    }
+    let count = |counter: &AtomicUsize| i64::try_from(counter.load(Ordering::SeqCst)).unwrap();
+    let mut client = server.keys(token).await;
+    let mut itself = server.keys(&secret).await;
+    let clock = Clock::system();
+    for _ in 0..20 {
+        let (least, asked_at) = (count(&answered), clock.now());
+        let limits = client.get_limits(GetLimitsRequest { id: id.clone() }).await.unwrap().into_inner();
+        let me = itself.get_self(GetSelfRequest {}).await.unwrap().into_inner();
+        let most = count(&sent);
+        for left in [limits.credits.unwrap().remaining, me.credits_remaining.unwrap()] {
+            assert!((least..=most).contains(&(CAPACITY - left)), "{left} left after {least} to {most}");
+        }
+        // The report is behind, and says how far.
+        loop {
+            let request = GetUsageRequest { key_id: id.clone(), ..GetUsageRequest::default() };
+            let report = client.get_usage(request).await.unwrap().into_inner();
+            let totals = report.totals.unwrap();
+            assert!(totals.credits <= count(&sent) && totals.credits == totals.allowed, "{totals:?}");
+            if report
+                .as_of
+                .is_some_and(|as_of| as_of.seconds * 1_000 + i64::from(as_of.nanos) / 1_000_000 > asked_at.millis())
+            {
+                assert!(totals.credits >= least, "{totals:?} after {least}");
+                break;
+            }
+        }
+    }
+    lanes.abort_all();
+}

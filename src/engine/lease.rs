@@ -45,6 +45,7 @@ pub(super) struct LeaseDesk {
     wake: tokio::sync::Notify,
     begun: AtomicU64,
     done: watch::Sender<Done>,
+    asked: AtomicU64,
     waits: AtomicU64,
     pub(super) uncertain: AtomicU64,
 }
@@ -83,6 +84,7 @@ impl LeaseDesk {
             wake: tokio::sync::Notify::new(),
             begun: AtomicU64::new(0),
             done: watch::Sender::new(Done::default()),
+            asked: AtomicU64::new(0),
             waits: AtomicU64::new(0),
             uncertain: AtomicU64::new(0),
         }
@@ -190,7 +192,7 @@ impl Engine {
     #[must_use]
     pub fn lease_stats(&self) -> LeaseStats {
         LeaseStats {
-            rounds: self.leases.done.borrow().round,
+            rounds: self.leases.asked.load(Ordering::Relaxed),
             waits: self.leases.waits.load(Ordering::Relaxed),
             uncertain_units: self.leases.uncertain.load(Ordering::Relaxed),
             is_journal_on: self.journal().is_on(),
@@ -243,6 +245,7 @@ impl Engine {
                 waiting.push((holder, of, cells, freed));
             }
             let batch = LeaseBatch { incarnation: self.leases.incarnation, now, asks };
+            self.leases.asked.fetch_add(1, Ordering::Relaxed);
             let result = self.store.lease(&batch).await;
             Self::note_store(&self.writing_fails, result.as_ref().err(), "written");
             if result.is_err() {

@@ -76,11 +76,13 @@ fn limited(answer: &Answer) -> String {
         Level::Key => "key",
         Level::Account => "account",
     };
-    let left = status.remaining;
-    format!(
-        "the {whose}'s limit `{}` has {left} of {} left until {}",
-        status.limit.name, status.limit.capacity, status.reset_time
-    )
+    let (name, capacity, left) = (&status.limit.name, status.limit.capacity, status.remaining);
+    if answer.retry_after_millis.is_none() {
+        return format!(
+            "the check costs more than a limit ever has: the {whose}'s limit `{name}` has {capacity} in all"
+        );
+    }
+    format!("the {whose}'s limit `{name}` has {left} of {capacity} left until {}", status.reset_time)
 }
 
 fn out_of_credits(answer: &Answer) -> String {

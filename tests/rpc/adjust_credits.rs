@@ -90,11 +90,14 @@ async fn a_month_brings_its_allowance_and_top_ups_stay_as_they_are() {
     // A clock that was set back finds no other.
     server.set_time("2026-03-01T00:00:00Z");
     assert_eq!(left(spend(&server, &secret, 3).await.credits), (0, 30));
-    // Another reset day is another allowance, and the same top-ups.
+    // Another reset day is no other allowance: what was spent since the one before counts until the first of the new kind ends.
     server.set_time("2031-01-02T00:00:00Z");
     let change = Account { id: ACCOUNT.to_owned(), credits_reset_day: 20, ..Account::default() };
     server.change_account(change, &["credits_reset_day"]).await;
-    assert_eq!(left(spend(&server, &secret, 0).await.credits), (10, 30));
+    for (time, expected) in [("01-02", (0, 30)), ("01-20", (0, 30)), ("02-01", (0, 30)), ("02-20", (10, 30))] {
+        server.set_time(&format!("2031-{time}T00:00:00Z"));
+        assert_eq!(left(spend(&server, &secret, 0).await.credits), expected, "{time}");
+    }
 }
 
 #[tokio::test]

@@ -406,3 +406,17 @@ async fn checks_at_once_take_no_more_than_there_is() {
     }
     assert_eq!(allowed, 50);
 }
+
+#[tokio::test]
+async fn a_cost_that_never_fits_is_told_so() {
+    let server = Server::start().await;
+    let made = server.key(Key { limits: vec![limit("daily", 10, Period::Day)], ..key("k") }).await;
+    let answer = server.ask(CheckKeyRequest { cost: Some(11), ..of(&made.secret) }).await;
+    assert_eq!((answer.verdict(), answer.retry_after), (Verdict::RateLimited, None));
+    let expected = "the check costs more than a limit ever has: the key's limit `daily` has 10 in all";
+    assert_eq!(answer.message, expected);
+    let answer = server.ask(CheckKeyRequest { cost: Some(10), ..of(&made.secret) }).await;
+    assert!(answer.allowed);
+    let answer = server.check(&made.secret).await;
+    assert!(answer.message.starts_with("the key's limit `daily` has 0 of 10 left until "), "{}", answer.message);
+}
