@@ -515,3 +515,19 @@ fn a_canary_that_sings_is_heard() {
     canary.saw("the log", format!("{:?}", Sha256::digest(secret).as_slice()));
     assert!(std::panic::catch_unwind(|| canary.is_nowhere()).is_err());
 }
+
+/// An error repeats what was typed, and that may be a key where none belongs.
+#[test]
+fn no_error_repeats_a_key_that_was_typed() {
+    let key = format!("sk_live_{}", "Ab1".repeat(16));
+    let long = format!("--{key}");
+    let limit = format!("--limit={key}");
+    let rows: [&[&str]; 5] =
+        [&["check", &key], &[&key], &["check", &long], &["keys", "create", &limit], &["usage", "--granularity", &key]];
+    for arguments in rows {
+        let output = run(&mut support::tollgate(arguments), "");
+        assert_eq!(support::code(&output), 2, "{arguments:?}");
+        let said = said(&output);
+        assert!(!said.contains(&key) && said.contains("sk_live_Ab1"), "{said}");
+    }
+}

@@ -23,12 +23,15 @@ mod values;
 
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use client::ClientArgs;
 use config_args::ConfigArgs;
 use failure::{Exit, Outcome};
 use out::Output;
+
+use crate::domain::shown;
 
 /// Decides, on every request, whether an API key may do this now, and what it costs.
 #[derive(Debug, Parser)]
@@ -117,7 +120,7 @@ enum Command {
 /// Runs the command that the process was started with.
 #[must_use]
 pub fn main() -> ExitCode {
-    let outcome = match Cli::try_parse() {
+    let outcome = match Cli::try_parse().map_err(shortened) {
         Ok(cli) => run(cli),
         Err(error) => {
             // Help and the version are errors to clap, with the exit code 0. A closed pipe is nobody's mistake.
@@ -135,6 +138,17 @@ pub fn main() -> ExitCode {
             ExitCode::from(failure.exit.code())
         }
     }
+}
+
+/// An error repeats what was typed, and that may be a key where none belongs.
+fn shortened(mut error: clap::Error) -> clap::Error {
+    for kind in [ContextKind::InvalidArg, ContextKind::InvalidValue, ContextKind::InvalidSubcommand] {
+        if let Some(ContextValue::String(typed)) = error.get(kind) {
+            let typed = ContextValue::String(shown(typed));
+            error.insert(kind, typed);
+        }
+    }
+    error
 }
 
 fn run(cli: Cli) -> Outcome {
