@@ -53,6 +53,15 @@ impl KeyMeter {
             }
         }
     }
+
+    /// What was reserved is charged.
+    pub(super) fn charged_reserved(&mut self, held: &[Held]) {
+        for Held { of, lease, units, .. } in held {
+            if let AskedFor::Limit(limit) = of {
+                self.budgets.charged(limit, *lease, *units);
+            }
+        }
+    }
 }
 
 impl AccountMeter {
@@ -87,20 +96,7 @@ impl AccountMeter {
             }
         }
     }
-}
 
-impl KeyMeter {
-    /// What was reserved is charged.
-    pub(super) fn charged_reserved(&mut self, held: &[Held]) {
-        for Held { of, lease, units, .. } in held {
-            if let AskedFor::Limit(limit) = of {
-                self.budgets.charged(limit, *lease, *units);
-            }
-        }
-    }
-}
-
-impl AccountMeter {
     /// What was reserved is charged.
     pub(super) fn charged_reserved(&mut self, held: &[Held]) {
         for Held { of, lease, units, .. } in held {
