@@ -6,54 +6,15 @@ mod support;
 
 use std::time::Duration;
 
-use support::{Bearer, Home, Keys, Server, dice, serve_command};
-use tollgate::proto::v1::account_service_client::AccountServiceClient;
+use support::{Home, Keys, Server, dice, serve_command};
 use tollgate::proto::v1::*;
 
 const ROUNDS: i64 = 8;
 const CLIENTS: usize = 4;
 const CHECKS: i64 = 50;
 const CAPACITY: i64 = 1_000_000;
-/// No window of this length ends while a test runs.
-const YEAR_SECONDS: i32 = 31_536_000;
 /// Usage is written as often as may be.
 const ARGUMENTS: [&str; 1] = ["--usage-flush-interval=100ms"];
-
-fn limit(name: &str, algorithm: Algorithm) -> Limit {
-    Limit {
-        name: name.into(),
-        capacity: CAPACITY,
-        period: Period::Seconds.into(),
-        period_seconds: YEAR_SECONDS,
-        algorithm: algorithm.into(),
-    }
-}
-
-/// An account with a pooled limit and topped-up credits, and a key of its own two limits.
-async fn make_key(server: &Server, token: &str) -> (String, String) {
-    let account_id = server.account(token).await;
-    let mut accounts = AccountServiceClient::with_interceptor(server.channel().await, Bearer::new(token));
-    let account = Account {
-        id: account_id.clone(),
-        account_limits: vec![limit("pool", Algorithm::FixedWindow)],
-        monthly_credits: Some(0),
-        ..Account::default()
-    };
-    let paths = ["account_limits", "monthly_credits"].map(str::to_owned).to_vec();
-    let update_mask = Some(prost_types::FieldMask { paths });
-    accounts.update_account(UpdateAccountRequest { account: Some(account), update_mask }).await.unwrap();
-    let top_up = AdjustCreditsRequest {
-        account_id: account_id.clone(),
-        amount: CAPACITY,
-        reason: "a test".into(),
-        ..Default::default()
-    };
-    accounts.adjust_credits(top_up).await.unwrap();
-    let limits = vec![limit("fixed", Algorithm::FixedWindow), limit("sliding", Algorithm::SlidingWindow)];
-    let key = Key { account_id: account_id.clone(), name: "k".into(), limits, ..Key::default() };
-    let made = server.keys(token).await.create_key(CreateKeyRequest { key: Some(key) }).await.unwrap().into_inner();
-    (account_id, made.secret)
-}
 
 async fn check(client: &mut Keys, secret: &str, cost: i64) -> Option<CheckKeyResponse> {
     let request = CheckKeyRequest { key: secret.to_owned(), cost: Some(cost), ..CheckKeyRequest::default() };
@@ -89,7 +50,7 @@ async fn charged(server: &Server, token: &str, account_id: &str) -> i64 {
 async fn a_process_killed_while_it_takes_over_changes_nothing() {
     let home = Home::new();
     let mut server = home.serve(&ARGUMENTS);
-    let (account_id, secret) = make_key(&server, &home.token).await;
+    let (account_id, secret) = support::budgeted_key(&server, &home.token, CAPACITY).await;
     let mut spent = 0;
     for _ in 0..ROUNDS {
         let mut client = server.keys(&home.token).await;
@@ -116,7 +77,7 @@ async fn a_process_killed_while_it_takes_over_changes_nothing() {
 async fn kills_after_usage_was_written_and_leases_went_back_lose_nothing() {
     let home = Home::new();
     let mut server = home.serve(&ARGUMENTS);
-    let (account_id, secret) = make_key(&server, &home.token).await;
+    let (account_id, secret) = support::budgeted_key(&server, &home.token, CAPACITY).await;
     let (mut heard, mut unanswered) = (0, 0);
     for round in 0..ROUNDS {
         let mut clients = tokio::task::JoinSet::new();

@@ -4,58 +4,20 @@
 
 mod support;
 
-use support::{Bearer, Home, Server};
-use tollgate::proto::v1::account_service_client::AccountServiceClient;
+use support::Home;
 use tollgate::proto::v1::*;
 
 const ROUNDS: i64 = 5;
 const CLIENTS: i64 = 4;
 const CHECKS: i64 = 100;
 const CAPACITY: i64 = 100_000;
-/// No window of this length ends while a test runs.
-const YEAR_SECONDS: i32 = 31_536_000;
-
-fn limit(name: &str, algorithm: Algorithm) -> Limit {
-    Limit {
-        name: name.into(),
-        capacity: CAPACITY,
-        period: Period::Seconds.into(),
-        period_seconds: YEAR_SECONDS,
-        algorithm: algorithm.into(),
-    }
-}
-
-async fn make_key(server: &Server, token: &str) -> String {
-    let account_id = server.account(token).await;
-    let mut accounts = AccountServiceClient::with_interceptor(server.channel().await, Bearer::new(token));
-    let account = Account {
-        id: account_id.clone(),
-        account_limits: vec![limit("pool", Algorithm::FixedWindow)],
-        monthly_credits: Some(0),
-        ..Account::default()
-    };
-    let paths = ["account_limits", "monthly_credits"].map(str::to_owned).to_vec();
-    let update_mask = Some(prost_types::FieldMask { paths });
-    accounts.update_account(UpdateAccountRequest { account: Some(account), update_mask }).await.unwrap();
-    // Which no month ends.
-    let top_up = AdjustCreditsRequest {
-        account_id: account_id.clone(),
-        amount: CAPACITY,
-        reason: "a test".into(),
-        ..Default::default()
-    };
-    accounts.adjust_credits(top_up).await.unwrap();
-    let limits = vec![limit("fixed", Algorithm::FixedWindow), limit("sliding", Algorithm::SlidingWindow)];
-    let key = Key { account_id, name: "k".into(), limits, ..Key::default() };
-    server.keys(token).await.create_key(CreateKeyRequest { key: Some(key) }).await.unwrap().into_inner().secret
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_orderly_end_returns_every_lease() {
     let arguments = ["--limits-journal", "off"];
     let home = Home::new();
     let mut server = home.serve(&arguments);
-    let secret = make_key(&server, &home.token).await;
+    let (_, secret) = support::budgeted_key(&server, &home.token, CAPACITY).await;
     for round in 1..=ROUNDS {
         let mut clients = tokio::task::JoinSet::new();
         for _ in 0..CLIENTS {

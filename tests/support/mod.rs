@@ -14,7 +14,8 @@ use tollgate::proto::v1::account_service_client::AccountServiceClient;
 use tollgate::proto::v1::key_service_client::KeyServiceClient;
 use tollgate::proto::v1::plan_service_client::PlanServiceClient;
 use tollgate::proto::v1::{
-    Account, CreateAccountRequest, CreateKeyRequest, CreateKeyResponse, CreatePlanRequest, Key, Plan,
+    Account, AdjustCreditsRequest, Algorithm, CreateAccountRequest, CreateKeyRequest, CreateKeyResponse,
+    CreatePlanRequest, Key, Limit, Period, Plan, UpdateAccountRequest,
 };
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -404,4 +405,39 @@ pub(crate) fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
         }
     }
     found
+}
+
+/// An account with a pooled limit and topped-up credits, and a key of its own two limits, each of so many
+/// units. Returns the account's id and the key's secret.
+pub(crate) async fn budgeted_key(server: &Server, token: &str, capacity: i64) -> (String, String) {
+    // No window of a year ends while a test runs.
+    let limit = |name: &str, algorithm: Algorithm| Limit {
+        name: name.into(),
+        capacity,
+        period: Period::Seconds.into(),
+        period_seconds: 31_536_000,
+        algorithm: algorithm.into(),
+    };
+    let account_id = server.account(token).await;
+    let mut accounts = AccountServiceClient::with_interceptor(server.channel().await, Bearer::new(token));
+    let account = Account {
+        id: account_id.clone(),
+        account_limits: vec![limit("pool", Algorithm::FixedWindow)],
+        monthly_credits: Some(0),
+        ..Account::default()
+    };
+    let paths = ["account_limits", "monthly_credits"].map(str::to_owned).to_vec();
+    let update_mask = Some(prost_types::FieldMask { paths });
+    accounts.update_account(UpdateAccountRequest { account: Some(account), update_mask }).await.unwrap();
+    let top_up = AdjustCreditsRequest {
+        account_id: account_id.clone(),
+        amount: capacity,
+        reason: "a test".into(),
+        ..Default::default()
+    };
+    accounts.adjust_credits(top_up).await.unwrap();
+    let limits = vec![limit("fixed", Algorithm::FixedWindow), limit("sliding", Algorithm::SlidingWindow)];
+    let key = Key { account_id: account_id.clone(), name: "k".into(), limits, ..Key::default() };
+    let made = server.keys(token).await.create_key(CreateKeyRequest { key: Some(key) }).await.unwrap().into_inner();
+    (account_id, made.secret)
 }
