@@ -81,7 +81,7 @@ macro_rules! passing_on {
 
 passing_on! {
     fn commit(commit: Commit) -> Result<Revision, CommitError>;
-    fn load(sink: mpsc::Sender<Loaded>) -> Result<Revision, StoreError>;
+    fn load(sink: mpsc::Sender<Loaded>) -> Result<LogPosition, StoreError>;
     fn key(id: KeyId) -> Result<Option<StoredKey>, StoreError>;
     fn keys(query: &KeyQuery) -> Result<Vec<StoredKey>, StoreError>;
     fn keys_to_renew(now: Time, lead_millis_max: i64, rows_max: u32) -> Result<Vec<StoredKey>, StoreError>;
@@ -92,9 +92,7 @@ passing_on! {
     fn record_usage(flush: &UsageFlush) -> Result<(), StoreError>;
     fn usage(query: &UsageQuery) -> Result<Vec<UsageRow>, StoreError>;
     fn lease(batch: &LeaseBatch) -> Result<Vec<Leased>, StoreError>;
-    fn close_leases(
-        survivor: Incarnation, now: Time, policy: Uncertain, known: Option<&KnownSpends>
-    ) -> Result<Closed, StoreError>;
+    fn close_leases(closing: &Closing<'_>) -> Result<Closed, StoreError>;
     fn uncertain(
         account: &AccountId, key: Option<KeyId>, hours: Range<i64>, rows_max: u32
     ) -> Result<Vec<UncertainRow>, StoreError>;
@@ -170,7 +168,11 @@ async fn store() -> (TempDir, Arc<FaultyStore>, String) {
 
 /// What processes that are gone had leased, which is given back.
 async fn outstanding(store: &FaultyStore) -> Vec<u64> {
-    let closed = store.close_leases(Incarnation([9; 16]), START, Uncertain::Refund, None).await.unwrap().uncertain;
+    let closed = store
+        .close_leases(&Closing::at_start(Incarnation([9; 16]), START, Uncertain::Refund, None))
+        .await
+        .unwrap()
+        .uncertain;
     closed.iter().map(|lease| lease.units).collect()
 }
 

@@ -75,7 +75,7 @@ macro_rules! passing_on {
 
 passing_on! {
     fn commit(commit: Commit) -> Result<Revision, CommitError>;
-    fn load(sink: mpsc::Sender<Loaded>) -> Result<Revision, StoreError>;
+    fn load(sink: mpsc::Sender<Loaded>) -> Result<LogPosition, StoreError>;
     fn key(id: KeyId) -> Result<Option<StoredKey>, StoreError>;
     fn keys(query: &KeyQuery) -> Result<Vec<StoredKey>, StoreError>;
     fn keys_to_renew(now: Time, lead_millis_max: i64, rows_max: u32) -> Result<Vec<StoredKey>, StoreError>;
@@ -86,9 +86,7 @@ passing_on! {
     fn record_usage(flush: &UsageFlush) -> Result<(), StoreError>;
     fn usage(query: &UsageQuery) -> Result<Vec<UsageRow>, StoreError>;
     fn record_operations(batch: &OperationBatch) -> Result<Vec<Recorded>, RecordError>;
-    fn close_leases(
-        survivor: Incarnation, now: Time, policy: Uncertain, known: Option<&KnownSpends>
-    ) -> Result<Closed, StoreError>;
+    fn close_leases(closing: &Closing<'_>) -> Result<Closed, StoreError>;
     fn uncertain(
         account: &AccountId, key: Option<KeyId>, hours: Range<i64>, rows_max: u32
     ) -> Result<Vec<UncertainRow>, StoreError>;

@@ -9,9 +9,8 @@ use tokio::sync::mpsc;
 use tollgate::decision::quota::State;
 use tollgate::domain::{Account, AccountId, KeyId, OperationId, Plan, PlanId, Revision, Time, UsageRow};
 use tollgate::store::{
-    Closed, Commit, CommitError, Incarnation, KeyQuery, KnownSpends, LeaseBatch, Leased, Loaded, Operation,
-    OperationBatch, RecordError, Recorded, Refund, Store, StoreError, StoredKey, Uncertain, UncertainRow, UsageFlush,
-    UsageQuery,
+    Closed, Closing, Commit, CommitError, KeyQuery, LeaseBatch, Leased, Loaded, LogPosition, Operation, OperationBatch,
+    RecordError, Recorded, Refund, Store, StoreError, StoredKey, UncertainRow, UsageFlush, UsageQuery,
 };
 
 #[derive(Debug)]
@@ -28,7 +27,7 @@ impl MemoryStore {
 
 #[async_trait]
 impl Store for MemoryStore {
-    async fn load(&self, sink: mpsc::Sender<Loaded>) -> Result<Revision, StoreError> {
+    async fn load(&self, sink: mpsc::Sender<Loaded>) -> Result<LogPosition, StoreError> {
         let parts = std::mem::take(&mut *self.loaded.lock().unwrap_or_else(PoisonError::into_inner));
         for part in parts {
             if sink.send(part).await.is_err() {
@@ -86,18 +85,12 @@ impl Store for MemoryStore {
             state.advance(&ask.rule, &ask.zone, batch.now);
             let granted = state.grant(&ask.rule, ask.wanted);
             let ahead = state.grant_ahead(&ask.rule, ask.ahead);
-            Leased { granted, ahead, state: state.clone() }
+            Leased { granted, ahead, elsewhere: false, state: state.clone() }
         };
         Ok(batch.asks.iter().map(grant).collect())
     }
 
-    async fn close_leases(
-        &self,
-        _: Incarnation,
-        _: Time,
-        _: Uncertain,
-        _: Option<&KnownSpends>,
-    ) -> Result<Closed, StoreError> {
+    async fn close_leases(&self, _: &Closing<'_>) -> Result<Closed, StoreError> {
         Ok(Closed::default())
     }
 

@@ -68,8 +68,10 @@ fn port(setting: &str, addr: std::net::SocketAddr) -> Finding {
 }
 
 async fn store(config: &Config) -> Vec<Finding> {
-    let Database::Sqlite(path) = &config.store.database;
     let url = database_url(config);
+    let Database::Sqlite(path) = &config.store.database else {
+        return vec![Finding::wrong(format!("{url}: PostgreSQL is not supported yet"), "")];
+    };
     if !path.exists() {
         return vec![Finding::fine(format!(
             "{url} does not exist yet; `tollgate bootstrap` and `tollgate serve` make it"

@@ -1,6 +1,6 @@
 //! What every command of the server's side begins with: the store, and the engine on it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::ambient::Clock;
@@ -45,9 +45,8 @@ impl Parts {
             },
             journal: None,
         };
-        let Database::Sqlite(path) = &config.store.database;
-        let options = Options { journal: journal_path(&config.limits.journal, path), ..options };
-        let store: SharedStore = Arc::new(SqliteStore::open(path, OpenMode::Create).await?);
+        let options = Options { journal: journal_path(config), ..options };
+        let store = open_store(config).await?;
         let store: SharedStore = Arc::new(MeteredStore::new(store, clock.clone(), Arc::clone(&metrics)));
         let engine = Arc::new(Engine::new(Arc::clone(&store), clock, options));
         Ok(Self { store, engine, metrics })
@@ -70,18 +69,26 @@ impl Parts {
     }
 }
 
-fn journal_path(setting: &config::Journal, database: &Path) -> Option<PathBuf> {
-    match setting {
-        config::Journal::Auto => Some(database.with_added_extension("spent")),
-        config::Journal::Off => None,
-        config::Journal::At(path) => Some(path.clone()),
+async fn open_store(config: &Config) -> Result<SharedStore, Failure> {
+    match &config.store.database {
+        Database::Sqlite(path) => Ok(Arc::new(SqliteStore::open(path, OpenMode::Create).await?)),
+        Database::Postgres(url) => Err(format!("{url}: PostgreSQL is not supported yet").into()),
+    }
+}
+
+/// Beside the database where that is a file. What is on a server has no place beside it that is this process's own, so there it
+/// has to be named.
+fn journal_path(config: &Config) -> Option<PathBuf> {
+    match (&config.limits.journal, &config.store.database) {
+        (config::Journal::Auto, Database::Sqlite(path)) => Some(path.with_added_extension("spent")),
+        (config::Journal::Auto, Database::Postgres(_)) | (config::Journal::Off, _) => None,
+        (config::Journal::At(path), _) => Some(path.clone()),
     }
 }
 
 /// The database as it may be shown.
 pub(super) fn database_url(config: &Config) -> String {
-    let Database::Sqlite(path) = &config.store.database;
-    format!("sqlite:{}", path.display())
+    config.store.database.to_string()
 }
 
 /// Runs on a runtime for what waits.

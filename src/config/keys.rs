@@ -121,6 +121,9 @@ const NETWORKS: rule::List<ipnet::IpNet> = rule::List {
 };
 const FLUSH_INTERVAL: rule::Length = rule::Length { min: Duration::from_millis(100), max: Duration::from_secs(10) };
 
+const FENCE: rule::Length = rule::Length { min: Duration::from_millis(500), max: Duration::from_mins(5) };
+const POLL_INTERVAL: rule::Length = rule::Length { min: Duration::from_millis(10), max: Duration::from_secs(10) };
+
 const HOUR: u64 = 3_600;
 const DAY: u64 = 86_400;
 const KIB: usize = 1 << 10;
@@ -159,7 +162,26 @@ fn is_quotable(byte: u8) -> bool {
 
 /// Every setting, in the order in which they are documented.
 pub const KEYS: &[Key] = &[
-    key!(store.database, rule::DatabaseUrl, "The database: a SQLite file, made on first use."),
+    key!(
+        store.database,
+        rule::DatabaseUrl,
+        "The database: a SQLite file, made on first use, or a PostgreSQL database that several processes share."
+    ),
+    key!(store.password_file, rule::File, "The password for PostgreSQL, in a file. One in the URL goes before it."),
+    key!(store.connections_max, count(2..=1_000), "Connections to PostgreSQL that one process opens."),
+    key!(store.connect_timeout, seconds(1, 60), "How long connecting to PostgreSQL may take."),
+    key!(store.statement_timeout, seconds(1, HOUR), "How long PostgreSQL may work on one statement."),
+    key!(
+        replicas.fence,
+        FENCE,
+        "For how long a process answers without word from PostgreSQL; so long a revocation waits for one that is cut off."
+    ),
+    key!(replicas.poll_interval, POLL_INTERVAL, "How often a process asks PostgreSQL what has changed."),
+    key!(
+        replicas.log_kept,
+        seconds(1, 365 * DAY),
+        "For how long the log of changes is kept: a process that was away for longer loads all anew."
+    ),
     key!(server.grpc_addr, rule::Addr, "Where gRPC is served. Port 0 picks a free one."),
     key!(
         server.http_addr,

@@ -11,6 +11,7 @@
 mod keys;
 mod load;
 mod plans_file;
+mod postgres_url;
 mod rule;
 
 use std::collections::BTreeMap;
@@ -27,6 +28,7 @@ pub use keys::{KEYS, Key};
 pub use load::{Error, Loaded, Origin, Problem, Sources, load};
 pub(crate) use plans_file::period;
 pub use plans_file::{ComparablePlan, PlanChange, PlansError, diff_plans, parse_plans};
+pub use postgres_url::PostgresUrl;
 pub(crate) use rule::parse_duration;
 
 /// Every setting of a server.
@@ -34,6 +36,8 @@ pub(crate) use rule::parse_duration;
 pub struct Config {
     /// Where records are kept.
     pub store: Store,
+    /// How several processes share them.
+    pub replicas: Replicas,
     /// Addresses and bounds.
     pub server: Server,
     /// How checks are answered.
@@ -55,6 +59,25 @@ pub struct Config {
 pub struct Store {
     /// The database.
     pub database: Database,
+    /// The file that holds the password of the database's user.
+    pub password_file: Option<PathBuf>,
+    /// Connections to a database server.
+    pub connections_max: usize,
+    /// How long connecting to a database server may take.
+    pub connect_timeout: Duration,
+    /// How long one statement may take there.
+    pub statement_timeout: Duration,
+}
+
+/// How several processes share one database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replicas {
+    /// For how long a process admits without word from the database.
+    pub fence: Duration,
+    /// How often it asks the database what has changed.
+    pub poll_interval: Duration,
+    /// For how long the log of changes is kept.
+    pub log_kept: Duration,
 }
 
 /// A database by its URL.
@@ -62,6 +85,8 @@ pub struct Store {
 pub enum Database {
     /// A SQLite file, `sqlite:PATH`.
     Sqlite(PathBuf),
+    /// A database on a PostgreSQL server, `postgres://…`.
+    Postgres(PostgresUrl),
 }
 
 /// Addresses and bounds.
@@ -301,13 +326,30 @@ impl fmt::Display for Database {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
+            Self::Postgres(url) => write!(f, "{url}"),
         }
     }
 }
 
 impl Default for Store {
     fn default() -> Self {
-        Self { database: Database::Sqlite(PathBuf::from("tollgate.sqlite")) }
+        Self {
+            database: Database::Sqlite(PathBuf::from("tollgate.sqlite")),
+            password_file: None,
+            connections_max: 8,
+            connect_timeout: Duration::from_secs(5),
+            statement_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Default for Replicas {
+    fn default() -> Self {
+        Self {
+            fence: Duration::from_secs(5),
+            poll_interval: Duration::from_millis(100),
+            log_kept: Duration::from_hours(24),
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
-use super::{Database, Journal};
+use super::{Database, Journal, PostgresUrl};
 use crate::domain::{Verdict, shown};
 
 /// A value as its source gives it.
@@ -396,6 +396,9 @@ impl Rule for DatabaseUrl {
     type Value = Database;
 
     fn read(&self, raw: &Raw<'_>) -> Option<Database> {
+        if let Some(url) = raw.text().and_then(PostgresUrl::parse) {
+            return Some(Database::Postgres(url));
+        }
         let path = raw.text()?.strip_prefix("sqlite:")?;
         let path = path.strip_prefix("//").unwrap_or(path);
         // An in-memory database would lose every key at the end of the process, and what follows a `?` are options,
@@ -405,20 +408,21 @@ impl Rule for DatabaseUrl {
     }
 
     fn allowed(&self) -> String {
-        "`sqlite:PATH`, the path of a file".into()
+        "`sqlite:PATH`, the path of a file, or `postgres://USER@HOST/DATABASE`".into()
     }
 
     fn show(&self, value: &Database) -> Option<String> {
+        // Without its password: what is shown is for people.
         Some(quoted(&value.to_string()))
     }
 
     fn apply(&self, field: &mut Database, raw: &Raw<'_>) -> Result<(), String> {
         // The URL may hold a password and is not repeated.
-        if raw.text().is_some_and(|text| text.starts_with("postgres:") || text.starts_with("postgresql:")) {
-            return Err(format!("PostgreSQL is not supported yet; expected {}", self.allowed()));
-        }
         match self.read(raw) {
             Some(value) => *field = value,
+            None if raw.text().is_some_and(|text| text.starts_with("postgres")) => {
+                return Err(format!("this is no URL of a PostgreSQL database; expected {}", self.allowed()));
+            }
             None if raw.text().is_some_and(|text| text.contains("://") && text.contains('@')) => {
                 return Err(format!("this kind of database is not supported; expected {}", self.allowed()));
             }

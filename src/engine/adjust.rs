@@ -126,6 +126,8 @@ impl Engine {
             settled: Vec::new(),
             reached: Time::from_millis(i64::MIN),
             wanted: 0,
+            needed: 0,
+            recalled: false,
             cell: None,
             ahead: 0,
             ahead_cell: None,

@@ -36,7 +36,7 @@ fn answer(store: &mut Option<State>, ask: &Ask, now: Time) -> Leased {
     let granted = state.grant(&ask.rule, ask.wanted);
     let ahead = state.grant_ahead(&ask.rule, ask.ahead);
     *store = Some(state.clone());
-    Leased { granted, ahead, state }
+    Leased { granted, ahead, elsewhere: false, state }
 }
 
 fn journal(folder: &tempfile::TempDir) -> Journal {

@@ -105,6 +105,8 @@ pub(super) struct Ask {
     /// When the slot began in which something was spent; long ago where that is none.
     pub(super) reached: Time,
     pub(super) wanted: u64,
+    /// Those of them that checks wait for.
+    pub(super) needed: u64,
     /// Of the slot after that.
     pub(super) ahead: u64,
     /// In which what is spent of them is counted.
@@ -126,13 +128,14 @@ impl Ask {
         let returned = |(LeaseName { slot, cell }, returned)| Settled { slot, cell: number(cell), spent: 0, returned };
         let settled: Vec<Settled> = units.into_iter().filter(|(_, units)| *units > 0).map(returned).collect();
         let reached = Time::from_millis(i64::MIN);
-        let ask = Self { rule, settled, reached, wanted: 0, ahead: 0, cells: Cells::default(), freed: Vec::new() };
+        let cells = Cells::default();
+        let ask = Self { rule, settled, reached, wanted: 0, needed: 0, ahead: 0, cells, freed: Vec::new() };
         (!ask.settled.is_empty()).then_some(ask)
     }
 
     /// Sends back what was granted to such a budget.
     pub(super) fn return_grant(rule: Rule, leased: &Leased, cells: Cells) -> Option<Self> {
-        let Leased { granted, ahead, state } = leased;
+        let Leased { granted, ahead, state, .. } = leased;
         let here = LeaseName { slot: state.slot(), cell: cells.here };
         let next = LeaseName { slot: state.next_slot(), cell: cells.ahead };
         Self::returning(rule, [(here, *granted), (next, *ahead)])
@@ -407,7 +410,8 @@ impl Budget {
     /// What the store is to be asked, if anything. It is then on its way; where no answer comes, what it told is not told again,
     /// because units that went back twice could be spent twice.
     pub(super) fn ask(&mut self, journal: &Journal, now: Time) -> Option<Ask> {
-        let wanted = self.wanted.take()?;
+        let needed = self.wanted.take()?;
+        let wanted = needed;
         self.note_spent();
         if wanted.saturating_sub(self.lease.units) > self.available() {
             self.settle_next();
@@ -426,7 +430,7 @@ impl Budget {
         }
         let here = if wanted > 0 && is_over { journal.spend_cell() } else { self.lease.cell };
         let cells = Cells { here, ahead: if ahead > 0 { journal.spend_cell() } else { None } };
-        Some(Ask { wanted, ahead, cells, ..self.tell() })
+        Some(Ask { wanted, needed, ahead, cells, ..self.tell() })
     }
 
     /// Units of the next slot to be asked for, where this one may still need so many.
@@ -460,7 +464,16 @@ impl Budget {
         freed.sort_unstable_by_key(|cell| cell.number());
         freed.dedup_by_key(|cell| cell.number());
         let settled = told.into_iter().map(Outcome::settled).collect();
-        Ask { rule: self.rule, settled, reached: self.reached, wanted: 0, ahead: 0, cells: Cells::default(), freed }
+        Ask {
+            rule: self.rule,
+            settled,
+            reached: self.reached,
+            wanted: 0,
+            needed: 0,
+            ahead: 0,
+            cells: Cells::default(),
+            freed,
+        }
     }
 
     /// What is to be told to the store of a lease that is not in use any more.
@@ -489,7 +502,7 @@ impl Budget {
 
     /// Takes what the store has granted, and counts in `cells` what is spent of it.
     pub(super) fn grant(&mut self, leased: Leased, cells: Cells) {
-        let Leased { granted, ahead, state: mut ledger } = leased;
+        let Leased { granted, ahead, elsewhere: _, state: mut ledger } = leased;
         let (slot, next_slot) = (ledger.slot(), ledger.next_slot());
         // A slot may have begun since it was asked, and its units be in use.
         if let Some(before) = self.ledger.as_ref().filter(|_| self.is_begun()) {

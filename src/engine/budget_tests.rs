@@ -31,7 +31,7 @@ fn answer(store: &mut Option<State>, ask: &Ask, now: Time) -> Leased {
     let granted = state.grant(&ask.rule, ask.wanted);
     *store = Some(state.clone());
     let ahead = state.grant_ahead(&ask.rule, ask.ahead);
-    Leased { granted, ahead, state }
+    Leased { granted, ahead, elsewhere: false, state }
 }
 
 fn spend(budget: &mut Budget, store: &mut Option<State>, units: u64, now: Time) -> bool {
@@ -201,7 +201,10 @@ impl Bench {
         } else if let Some(store) = &mut self.store {
             ask.settled.iter().for_each(|one| store.give_back(one.slot, one.returned));
         }
-        assert!(self.answer.replace(Leased { granted, ahead, state }).is_none(), "one question at a time");
+        assert!(
+            self.answer.replace(Leased { granted, ahead, elsewhere: false, state }).is_none(),
+            "one question at a time"
+        );
     }
 
     fn hear(&mut self) {

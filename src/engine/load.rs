@@ -4,7 +4,7 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 
 use crate::domain::Revision;
-use crate::store::{Loaded, StoreError};
+use crate::store::{Loaded, LogPosition, StoreError};
 
 use super::Engine;
 use super::pepper::PepperError;
@@ -49,8 +49,8 @@ impl Engine {
                 orphans += self.put(part);
             }
         };
-        let (revision, ()) = tokio::join!(self.store.load(sink), fill);
-        let revision = revision?;
+        let (position, ()) = tokio::join!(self.store.load(sink), fill);
+        let LogPosition { revision, .. } = position?;
         if orphans > 0 {
             return Err(LoadError::Orphans(orphans));
         }

@@ -237,10 +237,24 @@ pub(super) struct Asked {
 
 impl Asked {
     fn new(of: AskedFor, budget: BudgetId, ask: Ask, terms: &AccountTerms) -> Self {
-        let Ask { rule, settled, reached, wanted, ahead, cells, freed } = ask;
+        let Ask { rule, settled, reached, wanted, needed, ahead, cells, freed } = ask;
         let (account, zone) = (terms.account_id.clone(), terms.time_zone.clone());
         let (cell, ahead_cell) = cells.told();
-        let ask = LeaseAsk { budget, account, rule, zone, settled, reached, wanted, cell, ahead, ahead_cell };
+        let recalled = false;
+        let ask = LeaseAsk {
+            budget,
+            account,
+            rule,
+            zone,
+            settled,
+            reached,
+            wanted,
+            needed,
+            recalled,
+            cell,
+            ahead,
+            ahead_cell,
+        };
         Self { of, ask, cells, freed }
     }
 }

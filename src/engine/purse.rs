@@ -261,7 +261,7 @@ mod tests {
             ask.settled.iter().for_each(|one| state.give_back(one.slot, one.returned));
             let granted = state.grant(&ask.rule, ask.wanted);
             let ahead = state.grant_ahead(&ask.rule, ask.ahead);
-            Leased { granted, ahead, state: state.clone() }
+            Leased { granted, ahead, elsewhere: false, state: state.clone() }
         }
 
         /// What a round of the lease desk does.

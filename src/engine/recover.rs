@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use crate::domain::{Time, UsageDelta};
 use crate::journal::{Journal, Left, LeftUsage, Opened};
-use crate::store::{Closed, Incarnation, KnownSpends, StoreError, UsageFlush};
+use crate::store::{Closed, Closing, Incarnation, KnownSpends, StoreError, UsageFlush};
 
 use super::Engine;
 use super::usage::{FLUSH_ROWS_MAX, flush_id};
@@ -34,7 +34,8 @@ impl Engine {
             left.map(|left| KnownSpends { incarnation: Incarnation(left.incarnation), counters: left.spends.clone() });
         let policy = self.options.uncertain;
         let (survivor, now) = (self.leases.incarnation, self.clock.now());
-        let Closed { known, uncertain } = self.store.close_leases(survivor, now, policy, known.as_ref()).await?;
+        let closing = Closing::at_start(survivor, now, policy, known.as_ref());
+        let Closed { known, uncertain } = self.store.close_leases(&closing).await?;
         let units = uncertain.iter().map(|lease| lease.units).fold(0, u64::saturating_add);
         self.leases.uncertain.store(units, Ordering::Relaxed);
         if known > 0 {

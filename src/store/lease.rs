@@ -1,6 +1,7 @@
 //! Leases: what processes may spend of the budgets that they share.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use crate::decision::quota::{Rule, Slot, State};
 use crate::domain::{AccountId, BudgetId, Time, TimeZone};
@@ -38,6 +39,10 @@ pub struct LeaseAsk {
     pub reached: Time,
     /// Units to be granted, as many of them as there are; 0 asks only how it stands.
     pub wanted: u64,
+    /// Those of them that checks wait for. Where units have been called back from other processes lately, no more is granted.
+    pub needed: u64,
+    /// Whether this gives back all that is not spent because it was called back: then it is not called back any more.
+    pub recalled: bool,
     /// The counter in which what is spent of them will be counted.
     pub cell: Option<Cell>,
     /// Units to be granted after that for the slot after the one that is reached, as many of them as there are.
@@ -75,6 +80,9 @@ pub struct Leased {
     pub granted: u64,
     /// Units granted for the slot after that.
     pub ahead: u64,
+    /// Whether other processes, which have now been asked to give them back, hold units of it while fewer were granted than are
+    /// needed. Never where one process has the store.
+    pub elsewhere: bool,
     /// The state.
     pub state: State,
 }
@@ -86,6 +94,31 @@ pub enum Uncertain {
     Charge,
     /// They are given back.
     Refund,
+}
+
+/// Whose leases to close, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Closing<'a> {
+    /// Who closes them; not its own. Where one process has the store, all others are known to be gone. Where several share it, those
+    /// are that are not registered, and those that are taken out of the list by this call: they have been silent for
+    /// [`silent_after`](super::silent_after) their fence.
+    pub survivor: Incarnation,
+    /// When, by its clock.
+    pub now: Time,
+    /// What becomes of what nobody knows.
+    pub policy: Uncertain,
+    /// The process before this one, with its journal: it is gone, too.
+    pub known: Option<&'a KnownSpends>,
+    /// For how long this process has polled without a break: silence is told of others only as far as one has listened.
+    pub watched: Duration,
+}
+
+impl<'a> Closing<'a> {
+    /// By a process that has just started.
+    #[must_use]
+    pub const fn at_start(survivor: Incarnation, now: Time, policy: Uncertain, known: Option<&'a KnownSpends>) -> Self {
+        Self { survivor, now, policy, known, watched: Duration::ZERO }
+    }
 }
 
 /// What is known of the spending of a process that is gone, from its journal.

@@ -7,9 +7,9 @@ use async_trait::async_trait;
 use tokio::sync::mpsc;
 
 use super::{
-    Closed, Commit, CommitError, Incarnation, KeyQuery, KnownSpends, LeaseBatch, Leased, Loaded, Operation,
-    OperationBatch, RecordError, Recorded, Refund, SharedStore, Store, StoreError, StoredKey, Uncertain, UncertainRow,
-    UsageFlush, UsageQuery,
+    Closed, Closing, Commit, CommitError, KeyQuery, LeaseBatch, Leased, Loaded, LogPosition, Operation, OperationBatch,
+    RecordError, Recorded, Refund, Replication, SharedStore, Store, StoreError, StoredKey, UncertainRow, UsageFlush,
+    UsageQuery,
 };
 use crate::ambient::Clock;
 use crate::domain::{Account, AccountId, KeyId, OperationId, Plan, PlanId, Revision, Time, UsageRow};
@@ -60,7 +60,7 @@ impl Store for MeteredStore {
         self.measured("commit", self.inner.commit(commit), failed).await
     }
 
-    async fn load(&self, sink: mpsc::Sender<Loaded>) -> Result<Revision, StoreError> {
+    async fn load(&self, sink: mpsc::Sender<Loaded>) -> Result<LogPosition, StoreError> {
         self.read("load", self.inner.load(sink)).await
     }
 
@@ -109,14 +109,8 @@ impl Store for MeteredStore {
         self.read("lease", self.inner.lease(batch)).await
     }
 
-    async fn close_leases(
-        &self,
-        survivor: Incarnation,
-        now: Time,
-        policy: Uncertain,
-        known: Option<&KnownSpends>,
-    ) -> Result<Closed, StoreError> {
-        self.read("close_leases", self.inner.close_leases(survivor, now, policy, known)).await
+    async fn close_leases(&self, closing: &Closing<'_>) -> Result<Closed, StoreError> {
+        self.read("close_leases", self.inner.close_leases(closing)).await
     }
 
     async fn uncertain(
@@ -161,6 +155,10 @@ impl Store for MeteredStore {
 
     async fn verify(&self) -> Result<Vec<String>, StoreError> {
         self.read("verify", self.inner.verify()).await
+    }
+
+    fn replication(&self) -> Option<&dyn Replication> {
+        self.inner.replication()
     }
 
     async fn close(&self) {

@@ -16,6 +16,7 @@
 mod lease;
 pub mod metered;
 mod operation;
+mod replication;
 pub mod sqlite;
 
 use std::ops::Range;
@@ -32,11 +33,17 @@ use crate::domain::{
 };
 
 pub use lease::{
-    Cell, Closed, ClosedLease, Incarnation, KnownSpends, LeaseAsk, LeaseBatch, Leased, Settled, Uncertain, UncertainRow,
+    Cell, Closed, ClosedLease, Closing, Incarnation, KnownSpends, LeaseAsk, LeaseBatch, Leased, Settled, Uncertain,
+    UncertainRow,
 };
 pub use operation::{
     NamedOperation, OPERATIONS_KEPT_MILLIS, Operation, OperationBatch, OperationCharge, RecordError, Recorded, Refund,
     forgotten_at,
+};
+
+pub use replication::{
+    ChangedKey, ChangedRecords, Changes, LogPosition, Peer, Poll, Polled, Registration, Replica, Replication,
+    Restatement, Standing, silent_after,
 };
 
 /// A store that other parts share.
@@ -52,8 +59,8 @@ pub trait Store: std::fmt::Debug + Send + Sync {
     async fn commit(&self, commit: Commit) -> Result<Revision, CommitError>;
 
     /// Sends a consistent snapshot of all that a check needs: how much it is, plans, then accounts, then keys in any order, then retired
-    /// secrets; returns the revision of which it is the state. Ends early, without error, where the receiver is gone.
-    async fn load(&self, sink: mpsc::Sender<Loaded>) -> Result<Revision, StoreError>;
+    /// secrets; returns the place in the log of which it is the state. Ends early, without error, where the receiver is gone.
+    async fn load(&self, sink: mpsc::Sender<Loaded>) -> Result<LogPosition, StoreError>;
 
     /// A key by its id.
     async fn key(&self, id: KeyId) -> Result<Option<StoredKey>, StoreError>;
@@ -89,15 +96,9 @@ pub trait Store: std::fmt::Debug + Send + Sync {
     /// was never granted before and is never again, whatever happens to the process that got it.
     async fn lease(&self, batch: &LeaseBatch) -> Result<Vec<Leased>, StoreError>;
 
-    /// Ends the leases of all processes but this one, which must be known to be gone. What of them was not spent goes back,
-    /// as far as it is known; `policy` says what becomes of the rest.
-    async fn close_leases(
-        &self,
-        survivor: Incarnation,
-        now: Time,
-        policy: Uncertain,
-        known: Option<&KnownSpends>,
-    ) -> Result<Closed, StoreError>;
+    /// Ends the leases of processes that are gone. What of them was not spent goes back, as far as it is known;
+    /// [`Closing::policy`] says what becomes of the rest.
+    async fn close_leases(&self, closing: &Closing<'_>) -> Result<Closed, StoreError>;
 
     /// What was found uncertain of an account's budgets, or of those of one of its keys, from hour `start` to before hour `end`; in the
     /// order of the budgets' names and the hours, at most `rows_max`.
@@ -130,6 +131,11 @@ pub trait Store: std::fmt::Debug + Send + Sync {
 
     /// The ids of the peppers that stored secrets were hashed with.
     async fn pepper_ids(&self) -> Result<Vec<String>, StoreError>;
+
+    /// What processes that share the store need beyond this. Absent where one process has it for itself.
+    fn replication(&self) -> Option<&dyn Replication> {
+        None
+    }
 
     /// The last revision that was committed.
     async fn revision(&self) -> Result<Revision, StoreError>;

@@ -256,16 +256,10 @@ impl Store for TroubledStore {
         leased.map_err(|(error, _)| error)
     }
 
-    async fn close_leases(
-        &self,
-        survivor: Incarnation,
-        now: Time,
-        policy: Uncertain,
-        known: Option<&KnownSpends>,
-    ) -> Result<Closed, StoreError> {
-        let is_known = known.is_some();
+    async fn close_leases(&self, closing: &Closing<'_>) -> Result<Closed, StoreError> {
+        let is_known = closing.known.is_some();
         let after = |book: &mut Book, closed: &Closed, in_vain: bool| book.close(closed, is_known, in_vain);
-        let run = self.inner.close_leases(survivor, now, policy, known);
+        let run = self.inner.close_leases(closing);
         self.desk.run(Call::CloseLeases, run, |_| (), after).await.map_err(|(error, _)| error)
     }
 
@@ -299,7 +293,7 @@ impl Store for TroubledStore {
         self.inner.commit(commit).await
     }
 
-    async fn load(&self, sink: mpsc::Sender<Loaded>) -> Result<Revision, StoreError> {
+    async fn load(&self, sink: mpsc::Sender<Loaded>) -> Result<LogPosition, StoreError> {
         self.inner.load(sink).await
     }
 

@@ -55,7 +55,7 @@ pub(crate) async fn load(store: &SharedStore) -> Snapshot {
             Loaded::RetiredSecrets(retired) => snapshot.retired.extend(retired),
         }
     }
-    snapshot.revision = loading.await.unwrap().unwrap();
+    snapshot.revision = loading.await.unwrap().unwrap().revision;
     assert!(expected.unwrap() >= snapshot.keys.len() + snapshot.retired.len());
     snapshot
 }
@@ -154,6 +154,6 @@ pub(crate) async fn a_receiver_that_goes_away(store: SharedStore) {
             receiver.recv().await.unwrap();
         }
         drop(receiver);
-        assert_eq!(loading.await.unwrap().unwrap(), revision);
+        assert_eq!(loading.await.unwrap().unwrap().revision, revision);
     }
 }

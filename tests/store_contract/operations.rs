@@ -6,7 +6,7 @@ use tollgate::domain::{
     Verdict,
 };
 use tollgate::store::{
-    Incarnation, LeaseAsk, LeaseBatch, NamedOperation, OPERATIONS_KEPT_MILLIS, Operation, OperationBatch,
+    Closing, Incarnation, LeaseAsk, LeaseBatch, NamedOperation, OPERATIONS_KEPT_MILLIS, Operation, OperationBatch,
     OperationCharge, Recorded, Refund, SharedStore, Uncertain, UsageOf, UsageQuery, Write,
 };
 
@@ -53,7 +53,11 @@ async fn lease(store: &SharedStore, by: Incarnation, algorithm: Algorithm, now: 
 
 /// Units that a process has leased and not charged.
 async fn outstanding(store: &SharedStore) -> u64 {
-    let closed = store.close_leases(Incarnation([9; 16]), NOW, Uncertain::Refund, None).await.unwrap().uncertain;
+    let closed = store
+        .close_leases(&Closing::at_start(Incarnation([9; 16]), NOW, Uncertain::Refund, None))
+        .await
+        .unwrap()
+        .uncertain;
     closed.iter().map(|lease| lease.units).sum()
 }
 

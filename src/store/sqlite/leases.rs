@@ -10,7 +10,7 @@ use super::writer::Writer;
 use crate::decision::quota::{Slot, State};
 use crate::domain::{AccountId, BudgetId, KeyId, Time};
 use crate::store::{
-    Cell, Closed, ClosedLease, Incarnation, KnownSpends, LeaseAsk, LeaseBatch, Leased, StoreError, Uncertain,
+    Cell, Closed, ClosedLease, Closing, Incarnation, KnownSpends, LeaseAsk, LeaseBatch, Leased, StoreError, Uncertain,
     UncertainRow,
 };
 
@@ -118,7 +118,7 @@ fn answer(ask: &LeaseAsk, before: Option<&State>, now: Time) -> (Leased, Option<
     } else {
         None
     };
-    (Leased { granted, ahead, state }, kept)
+    (Leased { granted, ahead, elsewhere: false, state }, kept)
 }
 
 /// How the leases of a budget change. What is granted comes last, so that its counter is what a new lease begins with.
@@ -211,15 +211,9 @@ pub(super) async fn move_leases(
 }
 
 /// Ends the leases of every process but this one.
-pub(super) async fn close(
-    writer: &Writer,
-    survivor: Incarnation,
-    now: Time,
-    policy: Uncertain,
-    known: Option<&KnownSpends>,
-) -> Result<Closed, StoreError> {
+pub(super) async fn close(writer: &Writer, closing: &Closing<'_>) -> Result<Closed, StoreError> {
     let mut transaction = writer.begin().await?;
-    match close_all(transaction.connection(), survivor, now, policy, known).await {
+    match close_all(transaction.connection(), closing).await {
         Ok(closed) => transaction.commit().await.map(|()| closed),
         Err(error) => {
             transaction.rollback().await;
@@ -228,13 +222,8 @@ pub(super) async fn close(
     }
 }
 
-async fn close_all(
-    connection: &mut SqliteConnection,
-    survivor: Incarnation,
-    now: Time,
-    policy: Uncertain,
-    known: Option<&KnownSpends>,
-) -> Result<Closed, StoreError> {
+async fn close_all(connection: &mut SqliteConnection, closing: &Closing<'_>) -> Result<Closed, StoreError> {
+    let Closing { survivor, now, policy, known, watched: _ } = *closing;
     let rows = sqlx::query(
         "SELECT incarnation, budget, slot, cell, units, base, settled, account FROM leases WHERE incarnation <> $1",
     )

@@ -20,7 +20,7 @@ use super::writer::Writer;
 use super::{read, rows};
 use crate::decision::{Expiry, KeyPhase, KeyRecord};
 use crate::domain::{Account, KeyId, Revision, SecretHash, Time};
-use crate::store::{Loaded, LoadedKey, RetiredSecret, StoreError};
+use crate::store::{Loaded, LoadedKey, LogPosition, RetiredSecret, StoreError};
 
 const CONNECTIONS: usize = 2;
 
@@ -63,8 +63,9 @@ pub(super) async fn load(
     writer: &Writer,
     options: &SqliteConnectOptions,
     sink: mpsc::Sender<Loaded>,
-) -> Result<Revision, StoreError> {
+) -> Result<LogPosition, StoreError> {
     let (mut connections, revision) = begin_snapshot(writer, options).await?;
+    let position = LogPosition { revision, stamp: 0 };
     let interned = Arc::new(Interned::default());
     if let Some(connection) = connections.first_mut() {
         // Rows are never deleted, so the last rowid is their number.
@@ -74,12 +75,12 @@ pub(super) async fn load(
         .fetch_one(&mut *connection)
         .await?;
         if sink.send(Loaded::SecretsExpected(usize::try_from(secrets).unwrap_or(0))).await.is_err() {
-            return Ok(revision);
+            return Ok(position);
         }
         let rows = sqlx::query("SELECT id, revision, body FROM plans ORDER BY id").fetch_all(connection).await?;
         let plans = rows.iter().map(read::plan_row).collect::<Result<_, _>>()?;
         if sink.send(Loaded::Plans(plans)).await.is_err() {
-            return Ok(revision);
+            return Ok(position);
         }
     }
     for table in [&ACCOUNTS, &KEYS, &RETIRED] {
@@ -88,7 +89,7 @@ pub(super) async fn load(
     for connection in connections {
         connection.close().await?;
     }
-    Ok(revision)
+    Ok(position)
 }
 
 /// Connections that see the same state, and its revision.

@@ -37,9 +37,8 @@ pub use open::OpenMode;
 use self::lock::Lock;
 use self::writer::Writer;
 use super::{
-    Closed, Commit, CommitError, Incarnation, KeyQuery, KnownSpends, LeaseBatch, Leased, Loaded, Operation,
-    OperationBatch, RecordError, Recorded, Refund, Store, StoreError, StoredKey, Uncertain, UncertainRow, UsageFlush,
-    UsageQuery,
+    Closed, Closing, Commit, CommitError, KeyQuery, LeaseBatch, Leased, Loaded, LogPosition, Operation, OperationBatch,
+    RecordError, Recorded, Refund, Store, StoreError, StoredKey, UncertainRow, UsageFlush, UsageQuery,
 };
 use crate::domain::{Account, AccountId, KeyId, OperationId, Plan, PlanId, Revision, Time, UsageRow};
 
@@ -84,7 +83,7 @@ impl Store for SqliteStore {
         written.await.map_err(|error| died(&error))?
     }
 
-    async fn load(&self, sink: mpsc::Sender<Loaded>) -> Result<Revision, StoreError> {
+    async fn load(&self, sink: mpsc::Sender<Loaded>) -> Result<LogPosition, StoreError> {
         load::load(&self.writer, &self.snapshot_options, sink).await
     }
 
@@ -137,14 +136,8 @@ impl Store for SqliteStore {
         written.await.map_err(|error| died(&error))?
     }
 
-    async fn close_leases(
-        &self,
-        survivor: Incarnation,
-        now: Time,
-        policy: Uncertain,
-        known: Option<&KnownSpends>,
-    ) -> Result<Closed, StoreError> {
-        leases::close(&self.writer, survivor, now, policy, known).await
+    async fn close_leases(&self, closing: &Closing<'_>) -> Result<Closed, StoreError> {
+        leases::close(&self.writer, closing).await
     }
 
     async fn uncertain(
