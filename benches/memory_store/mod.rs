@@ -34,7 +34,7 @@ impl Store for MemoryStore {
                 break;
             }
         }
-        Ok(Revision::new(1))
+        Ok(LogPosition { revision: Revision::new(1), stamp: 0 })
     }
 
     async fn commit(&self, _: Commit) -> Result<Revision, CommitError> {

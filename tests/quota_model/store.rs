@@ -9,9 +9,8 @@ use tokio::sync::mpsc;
 use tollgate::decision::quota::Slot;
 use tollgate::domain::{Account, AccountId, BudgetId, KeyId, OperationId, Plan, PlanId, Revision, Time, UsageRow};
 use tollgate::store::{
-    Closed, Commit, CommitError, Incarnation, KeyQuery, KnownSpends, LeaseBatch, Leased, Loaded, Operation,
-    OperationBatch, RecordError, Recorded, Refund, SharedStore, Store, StoreError, StoredKey, Uncertain, UncertainRow,
-    UsageFlush, UsageQuery,
+    Closed, Closing, Commit, CommitError, KeyQuery, LeaseBatch, Leased, Loaded, LogPosition, Operation, OperationBatch,
+    RecordError, Recorded, Refund, SharedStore, Store, StoreError, StoredKey, UncertainRow, UsageFlush, UsageQuery,
 };
 
 /// Which call goes wrong.

@@ -42,6 +42,8 @@ async fn lease(store: &SharedStore, by: Incarnation, algorithm: Algorithm, now: 
         settled: vec![],
         reached: Time::from_millis(0),
         wanted,
+        needed: wanted,
+        recalled: false,
         cell: None,
         ahead: 0,
         ahead_cell: None,
