@@ -16,7 +16,9 @@
 mod lease;
 pub mod metered;
 mod operation;
+pub mod postgres;
 mod replication;
+mod shared;
 pub mod sqlite;
 
 use std::ops::Range;
