@@ -17,7 +17,9 @@ mod lease;
 mod ledger;
 pub mod metered;
 mod operation;
+pub mod postgres;
 mod replication;
+mod shared;
 pub mod sqlite;
 
 use std::ops::Range;

@@ -32,6 +32,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinError;
 
 pub use error::OpenError;
+pub(super) use error::from_sqlite;
 pub use open::OpenMode;
 
 use self::lock::Lock;

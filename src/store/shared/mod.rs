@@ -1,0 +1,3 @@
+//! What the adapters on SQL have in common.
+
+mod error;
