@@ -7,9 +7,10 @@ use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection};
 
 use super::leases::{LeaseKey, Move};
 use super::writer::Writer;
-use super::{leases, rows, usage};
+use super::{leases, usage};
 use crate::decision::quota::Slot;
 use crate::domain::{AccountId, BudgetId, OperationId, Time, UsageDelta, Verdict};
+use crate::store::shared::rows;
 use crate::store::{
     NamedOperation, Operation, OperationBatch, OperationCharge, RecordError, Recorded, Refund, StoreError, forgotten_at,
 };
