@@ -270,7 +270,7 @@ fn configure(connect: PgConnectOptions, statement_timeout: Duration) -> PgConnec
         .options([
             // A transaction counts once it is on the disk, and on that of the synchronous standbys where there are any.
             ("synchronous_commit", "on"),
-            ("default_transaction_isolation", "read\\ committed"),
+            ("default_transaction_isolation", "read committed"),
             // Plans of long queries would cost more than they save.
             ("jit", "off"),
         ])

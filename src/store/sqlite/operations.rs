@@ -6,9 +6,10 @@ use sqlx::sqlite::{SqlitePool, SqliteRow};
 use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection};
 
 use super::writer::Writer;
-use super::{leases, rows, usage};
+use super::{leases, usage};
 use crate::domain::{AccountId, OperationId, Time, Verdict};
 use crate::store::ledger::{self, OperationName, operation_name, signed};
+use crate::store::shared::rows;
 use crate::store::{Operation, OperationBatch, RecordError, Recorded, Refund, StoreError, forgotten_at};
 
 /// Rows of one statement: few enough for SQLite's 32,766 parameters at nine each.
