@@ -14,6 +14,7 @@
 //! change of the trait needs a case there.
 
 mod lease;
+mod ledger;
 pub mod metered;
 mod operation;
 pub mod postgres;
