@@ -95,12 +95,9 @@ impl Database {
         })
     }
 
-    /// A connection that nobody uses now, where there is one.
-    pub(super) fn idle_session(&self) -> Option<Session> {
-        let connection = self.pool.try_acquire()?;
-        self.in_use.fetch_add(1, Ordering::Relaxed);
-        let (in_use, statement) = (Arc::clone(&self.in_use), self.limits.statement());
-        Some(Session { connection, is_sound: false, in_use, statement })
+    /// Whether there is a connection that nobody uses, or none was made yet.
+    pub(super) fn has_room(&self) -> bool {
+        self.in_use.load(Ordering::Relaxed) < self.limits.connections_max
     }
 
     /// Whether the file holds a password by which a login that was refused may work now.

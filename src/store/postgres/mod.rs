@@ -8,18 +8,23 @@
 //! broken off takes its connection with it.
 //!
 //! SQL is written out where it is run, at run time; what a column is, `migrations/postgres` says. To add one, add a
-//! migration ([`schema`]), then its place in `rows`, and a case in `tests/store_contract.rs`.
+//! migration ([`schema`]), then its place in [`rows`](super::shared::rows), and a case in `tests/store_contract.rs`.
 
+mod commit;
 mod database;
 mod error;
 mod hints;
+mod insert_keys;
 mod leases;
+mod load;
 mod open;
 mod operations;
+mod read;
 mod replication;
 mod restating;
 mod schema;
 mod standing;
+mod usage;
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -39,6 +44,7 @@ pub use schema::Migrated;
 use self::database::Database;
 use self::hints::Hints;
 use self::standing::Beats;
+use super::shared::usage::MergedFlush;
 use super::{
     Closed, Closing, Commit, CommitError, Incarnation, KeyQuery, LeaseBatch, Leased, Loaded, LogPosition, Operation,
     OperationBatch, Poll, Polled, RecordError, Recorded, Refund, Registration, Replica, Replication, Restatement,
@@ -105,53 +111,57 @@ fn died(error: &JoinError) -> StoreError {
 
 #[async_trait]
 impl Store for PostgresStore {
-    async fn commit(&self, _commit: Commit) -> Result<Revision, CommitError> {
-        Err(CommitError::Store(absent()))
+    async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
+        let (database, log_kept) = (Arc::clone(&self.database), self.log_kept);
+        let written = tokio::spawn(async move { commit::commit(&database, &commit, log_kept).await });
+        written.await.map_err(|error| died(&error))?
     }
 
-    async fn load(&self, _sink: mpsc::Sender<Loaded>) -> Result<LogPosition, StoreError> {
-        Err(absent())
+    async fn load(&self, sink: mpsc::Sender<Loaded>) -> Result<LogPosition, StoreError> {
+        load::load(&self.database, sink).await
     }
 
-    async fn key(&self, _id: KeyId) -> Result<Option<StoredKey>, StoreError> {
-        Err(absent())
+    async fn key(&self, id: KeyId) -> Result<Option<StoredKey>, StoreError> {
+        read::key(&self.database, id).await
     }
 
-    async fn keys(&self, _query: &KeyQuery) -> Result<Vec<StoredKey>, StoreError> {
-        Err(absent())
+    async fn keys(&self, query: &KeyQuery) -> Result<Vec<StoredKey>, StoreError> {
+        read::keys(&self.database, query).await
     }
 
     async fn keys_to_renew(
         &self,
-        _now: Time,
-        _lead_millis_max: i64,
-        _rows_max: u32,
+        now: Time,
+        lead_millis_max: i64,
+        rows_max: u32,
     ) -> Result<Vec<StoredKey>, StoreError> {
-        Err(absent())
+        read::keys_to_renew(&self.database, now, lead_millis_max, rows_max).await
     }
 
-    async fn account(&self, _id: &AccountId) -> Result<Option<Account>, StoreError> {
-        Err(absent())
+    async fn account(&self, id: &AccountId) -> Result<Option<Account>, StoreError> {
+        read::account(&self.database, id).await
     }
 
-    async fn accounts(&self, _after: Option<&AccountId>, _rows_max: u32) -> Result<Vec<Account>, StoreError> {
-        Err(absent())
+    async fn accounts(&self, after: Option<&AccountId>, rows_max: u32) -> Result<Vec<Account>, StoreError> {
+        read::accounts(&self.database, after, rows_max).await
     }
 
-    async fn plan(&self, _id: &PlanId) -> Result<Option<Plan>, StoreError> {
-        Err(absent())
+    async fn plan(&self, id: &PlanId) -> Result<Option<Plan>, StoreError> {
+        read::plan(&self.database, id).await
     }
 
-    async fn plans(&self, _after: Option<&PlanId>, _rows_max: u32) -> Result<Vec<Plan>, StoreError> {
-        Err(absent())
+    async fn plans(&self, after: Option<&PlanId>, rows_max: u32) -> Result<Vec<Plan>, StoreError> {
+        read::plans(&self.database, after, rows_max).await
     }
 
-    async fn record_usage(&self, _flush: &UsageFlush) -> Result<(), StoreError> {
-        Err(absent())
+    async fn record_usage(&self, flush: &UsageFlush) -> Result<(), StoreError> {
+        let (database, flush) = (Arc::clone(&self.database), MergedFlush::new(flush));
+        let written = tokio::spawn(async move { usage::record(&database, &flush).await });
+        written.await.map_err(|error| died(&error))?
     }
 
-    async fn usage(&self, _query: &UsageQuery) -> Result<Vec<UsageRow>, StoreError> {
-        Err(absent())
+    async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageRow>, StoreError> {
+        usage::sums(&self.database, query).await
     }
 
     async fn lease(&self, batch: &LeaseBatch) -> Result<Vec<Leased>, StoreError> {
@@ -201,16 +211,15 @@ impl Store for PostgresStore {
     }
 
     async fn pepper_ids(&self) -> Result<Vec<String>, StoreError> {
-        Err(absent())
+        read::pepper_ids(&self.database).await
     }
 
     async fn revision(&self) -> Result<Revision, StoreError> {
-        let row = self.database.one(sqlx::query("SELECT revision FROM sequence WHERE id = 1")).await?;
-        Ok(Revision::new(sqlx::Row::try_get(&row, 0)?))
+        read::revision(&self.database).await
     }
 
     async fn verify(&self) -> Result<Vec<String>, StoreError> {
-        Err(absent())
+        read::verify(&self.database).await
     }
 
     fn replication(&self) -> Option<&dyn Replication> {
@@ -258,8 +267,4 @@ impl Replication for PostgresStore {
         let database = Arc::clone(&self.database);
         self.hints.next(move || database.connect_options(), self.database.limits().connect_timeout).await;
     }
-}
-
-fn absent() -> StoreError {
-    StoreError::Unavailable("not on PostgreSQL yet".to_owned())
 }

@@ -24,6 +24,9 @@ const VERSION_MIN: i32 = 150_000;
 /// Of a process's connections one polls, and one listens.
 const CONNECTIONS_APART: u32 = 2;
 
+/// A process that has little of the processor is not one that hangs.
+const IDLE_TIMEOUT_MIN: Duration = Duration::from_secs(2);
+
 /// A server and a database on it, as they may be shown.
 #[derive(Clone, Debug)]
 pub(super) struct Place(String);
@@ -278,7 +281,7 @@ fn configure(connect: PgConnectOptions, statement_timeout: Duration) -> PgConnec
             ("statement_timeout", millis(statement_timeout)),
             // Shorter, each, than what waits for it: so one who hangs in a transaction fails alone.
             ("lock_timeout", millis(statement_timeout / 2)),
-            ("idle_in_transaction_session_timeout", millis(statement_timeout / 4)),
+            ("idle_in_transaction_session_timeout", millis((statement_timeout / 4).max(IDLE_TIMEOUT_MIN))),
             // The server's side of a connection whose client is gone holds its locks no longer either.
             ("client_connection_check_interval", millis(Duration::from_secs(1))),
             ("tcp_user_timeout", millis(statement_timeout)),
