@@ -276,7 +276,8 @@ async fn close_all(transaction: &mut Transaction, closing: &Closing<'_>) -> Resu
     // Another may have closed them while this waited.
     let end = sqlx::query(END).bind(survivor).bind(incarnations).bind(budgets.into_iter().collect::<Vec<_>>());
     let rows = fetch_all(transaction, end).await?;
-    let rows = rows.iter().map(lease_row).collect::<Result<_, _>>()?;
+    let mut rows: Vec<LeaseRow> = rows.iter().map(lease_row).collect::<Result<_, _>>()?;
+    rows.sort_by(|a, b| (&a.budget, a.slot, &a.incarnation, a.cell).cmp(&(&b.budget, b.slot, &b.incarnation, b.cell)));
     let (closed, unspent) = ledger::close(rows, known);
     let refunded = if policy == Uncertain::Refund { closed.uncertain.as_slice() } else { &[] };
     for lease in unspent.iter().chain(refunded) {
