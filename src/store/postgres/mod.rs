@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use secrecy::SecretString;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinError;
 
 pub use error::OpenError;
@@ -66,6 +66,8 @@ pub struct PostgresStore {
     database: Arc<Database>,
     /// One connection, so that polls never wait for anything else.
     polls: Arc<Database>,
+    /// Commits of one process go one after the other: the server would have them wait too, each with a connection.
+    commits: Arc<Mutex<()>>,
     log_kept: Duration,
 }
 
@@ -73,7 +75,12 @@ impl PostgresStore {
     /// Opens a database that [`PostgresStore::migrate`] has prepared. Changes nothing.
     pub async fn open(options: &PostgresOptions) -> Result<Self, OpenError> {
         let opened = open::open(options).await?;
-        Ok(Self { database: Arc::new(opened.database), polls: Arc::new(opened.polls), log_kept: options.log_kept })
+        Ok(Self {
+            database: Arc::new(opened.database),
+            polls: Arc::new(opened.polls),
+            commits: Arc::default(),
+            log_kept: options.log_kept,
+        })
     }
 
     /// Brings the database's schema to what this version knows. Several may do so at once.
@@ -96,7 +103,11 @@ fn died(error: &JoinError) -> StoreError {
 impl Store for PostgresStore {
     async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
         let (database, log_kept) = (Arc::clone(&self.database), self.log_kept);
-        let written = tokio::spawn(async move { commit::commit(&database, &commit, log_kept).await });
+        let turn = Arc::clone(&self.commits).lock_owned();
+        let written = tokio::spawn(async move {
+            let _turn = turn.await;
+            commit::commit(&database, &commit, log_kept).await
+        });
         written.await.map_err(|error| died(&error))?
     }
 
