@@ -33,7 +33,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use secrecy::SecretString;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinError;
 
 pub use error::OpenError;
@@ -77,6 +77,8 @@ pub struct PostgresStore {
     polls: Arc<Database>,
     beats: Arc<Beats>,
     hints: Hints,
+    /// Commits of one process go one after the other: the server would have them wait too, each with a connection.
+    commits: Arc<Mutex<()>>,
     log_kept: Duration,
 }
 
@@ -89,6 +91,7 @@ impl PostgresStore {
             polls: Arc::new(opened.polls),
             beats: Arc::default(),
             hints: Hints::new(),
+            commits: Arc::default(),
             log_kept: options.log_kept,
         })
     }
@@ -113,7 +116,11 @@ fn died(error: &JoinError) -> StoreError {
 impl Store for PostgresStore {
     async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
         let (database, log_kept) = (Arc::clone(&self.database), self.log_kept);
-        let written = tokio::spawn(async move { commit::commit(&database, &commit, log_kept).await });
+        let turn = Arc::clone(&self.commits).lock_owned();
+        let written = tokio::spawn(async move {
+            let _turn = turn.await;
+            commit::commit(&database, &commit, log_kept).await
+        });
         written.await.map_err(|error| died(&error))?
     }
 
