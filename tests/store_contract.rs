@@ -25,6 +25,8 @@ mod operations;
 mod records;
 #[path = "store_contract/replication.rs"]
 mod replication;
+#[path = "store_contract/shared_leases.rs"]
+mod shared_leases;
 mod support;
 #[path = "store_contract/usage.rs"]
 mod usage;
@@ -212,4 +214,10 @@ suite! { shared, crate::fresh_shared:
     replication::a_poll_that_is_given_up_is_in_nobodys_way,
     replication::hints_come_with_changes_and_after_a_break,
     replication::polls_while_commits_go_on,
+    shared_leases::units_are_called_back_from_who_holds_them,
+    shared_leases::units_of_who_is_gone_are_elsewhere_until_they_are_closed,
+    shared_leases::who_is_buried_is_refused,
+    shared_leases::nothing_is_granted_by_a_database_that_moved,
+    shared_leases::one_operation_at_once_from_two_processes,
+    shared_leases::crossing_leases_neither_hang_nor_exceed,
 }

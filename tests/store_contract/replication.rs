@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sqlx::{Connection as _, Row as _};
-use tollgate::domain::{AccountId, BudgetId, KeyStatus, PlanId, Revision, Revocation};
+use tollgate::domain::{AccountId, KeyStatus, PlanId, Revision, Revocation};
 use tollgate::store::{
     ChangedRecords, Changes, Closing, Incarnation, LogPosition, Poll, Polled, Registration, Replica, Replication,
     SharedStore, Standing, Uncertain, Write,
@@ -345,11 +345,6 @@ pub(crate) async fn hints_come_with_changes_and_after_a_break(shared: Shared) {
     insert(&other, vec![(1, tollgate::domain::Key { status: revoked, ..key(1, "a") })]).await;
     next().await;
     assert!(store.revision().await.unwrap() > revision);
-}
-
-/// A budget's name that is of no account in particular.
-pub(crate) fn budget(name: &str) -> BudgetId {
-    BudgetId::stored(name.to_owned())
 }
 
 /// The log as it is while the database is written to at the same time.
