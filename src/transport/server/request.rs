@@ -174,7 +174,7 @@ mod tests {
         let options = ServerOptions {
             request_timeout: Duration::from_secs(10),
             long_request_timeout: Duration::from_mins(10),
-            await_timeout: Duration::from_secs(60),
+            await_timeout: Duration::from_mins(1),
             ..ServerOptions::default()
         };
         for (class, header, seconds) in [
