@@ -52,7 +52,7 @@ CREATE TABLE keys (
     auto_renew_millis bigint,
     revision          bigint NOT NULL,
     secret_hash       bytea NOT NULL UNIQUE CHECK (length(secret_hash) = 32),
-    pepper_id         text,
+    pepper_id         text COLLATE "C",
     policy            text NOT NULL,
     metadata          text NOT NULL,
     body              text NOT NULL
@@ -66,7 +66,7 @@ CREATE INDEX keys_by_pepper ON keys (pepper_id) WHERE pepper_id IS NOT NULL;
 CREATE TABLE retired_secrets (
     hash        bytea PRIMARY KEY CHECK (length(hash) = 32),
     key_id      bytea NOT NULL REFERENCES keys (id),
-    pepper_id   text,
+    pepper_id   text COLLATE "C",
     expire_time bigint NOT NULL,
     revision    bigint NOT NULL
 );
