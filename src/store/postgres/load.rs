@@ -55,17 +55,10 @@ const RETIRED: Packed = Packed {
     parse: packed::retired_secrets,
 };
 
-/// How many secrets there are, about: as densely as they were when the table was last looked through, or as is usual.
-const EXPECTED: &str = "
-    SELECT sum(CASE WHEN reltuples > 0 AND relpages > 0
-        THEN reltuples / relpages * (pg_relation_size(oid) / current_setting('block_size')::bigint)
-        ELSE pg_relation_size(oid) / 400 END)::bigint
-    FROM pg_class WHERE oid IN ('keys'::regclass, 'retired_secrets'::regclass)";
-
 pub(super) async fn load(database: &Database, sink: mpsc::Sender<Loaded>) -> Result<LogPosition, StoreError> {
     let (mut first, snapshot, position) = begin_snapshot(database).await?;
     let limit = first.statement_limit();
-    let expected = sqlx::query_scalar(EXPECTED);
+    let expected = sqlx::query_scalar("SELECT (SELECT count(*) FROM keys) + (SELECT count(*) FROM retired_secrets)");
     let secrets: i64 = statement(limit, expected.fetch_one(first.connection())).await?;
     if sink.send(Loaded::SecretsExpected(usize::try_from(secrets).unwrap_or(0))).await.is_err() {
         return Ok(position);
