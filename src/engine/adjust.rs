@@ -132,7 +132,8 @@ impl Engine {
             ahead: 0,
             ahead_cell: None,
         };
-        let batch = LeaseBatch { incarnation: self.leases.incarnation, now: self.clock.now(), asks: vec![ask] };
+        let (incarnation, now) = (self.leases.incarnation, self.clock.now());
+        let batch = LeaseBatch { incarnation, now, asks: vec![ask], released: Vec::new() };
         let leased = self.store.lease(&batch).await;
         Self::note_store(&self.writing_fails, leased.as_ref().err(), "written");
         Ok(leased?.first().map_or(0, |leased| leased.state.available(&rule)))

@@ -244,7 +244,7 @@ impl Engine {
                 asks.push(ask);
                 waiting.push((holder, of, cells, freed));
             }
-            let batch = LeaseBatch { incarnation: self.leases.incarnation, now, asks };
+            let batch = LeaseBatch { incarnation: self.leases.incarnation, now, asks, released: Vec::new() };
             self.leases.asked.fetch_add(1, Ordering::Relaxed);
             let result = self.store.lease(&batch).await;
             Self::note_store(&self.writing_fails, result.as_ref().err(), "written");
