@@ -14,8 +14,9 @@ use crate::decision::quota::{Rule, Slot, State};
 use crate::decision::window::Window;
 use crate::domain::{Time, TimeZone};
 use crate::journal::{Journal, SpendCell};
-use crate::store::{Cell, Leased, Settled};
+use crate::store::{Leased, Settled};
 
+use super::ask::{Ask, Cells, LeaseName, number};
 use super::demand::Demand;
 
 /// How long before a slot's end units of the next one are leased, in milliseconds: many times what the store needs, and
@@ -61,13 +62,6 @@ struct Lease {
     cell: Option<SpendCell>,
 }
 
-/// Which lease of a budget.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct LeaseName {
-    pub(super) slot: Slot,
-    pub(super) cell: Option<SpendCell>,
-}
-
 /// What became of units of a lease.
 #[derive(Clone, Copy, Debug)]
 struct Outcome {
@@ -97,59 +91,6 @@ pub(super) struct BudgetView {
     pub(super) reset_time: Time,
 }
 
-/// What the store is to be asked of a budget.
-#[derive(Debug)]
-pub(super) struct Ask {
-    pub(super) rule: Rule,
-    pub(super) settled: Vec<Settled>,
-    /// When the slot began in which something was spent; long ago where that is none.
-    pub(super) reached: Time,
-    pub(super) wanted: u64,
-    /// Those of them that checks wait for.
-    pub(super) needed: u64,
-    /// Of the slot after that.
-    pub(super) ahead: u64,
-    /// In which what is spent of them is counted.
-    pub(super) cells: Cells,
-    /// Counters that are free as soon as the store was told.
-    pub(super) freed: Vec<SpendCell>,
-}
-
-/// The counters of what is granted.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Cells {
-    pub(super) here: Option<SpendCell>,
-    pub(super) ahead: Option<SpendCell>,
-}
-
-impl Ask {
-    /// Sends back units of a budget that is there no more, and is now held against `rule`. Absent where that is nothing.
-    pub(super) fn returning(rule: Rule, units: impl IntoIterator<Item = (LeaseName, u64)>) -> Option<Self> {
-        let returned = |(LeaseName { slot, cell }, returned)| Settled { slot, cell: number(cell), spent: 0, returned };
-        let settled: Vec<Settled> = units.into_iter().filter(|(_, units)| *units > 0).map(returned).collect();
-        let reached = Time::from_millis(i64::MIN);
-        let cells = Cells::default();
-        let ask = Self { rule, settled, reached, wanted: 0, needed: 0, ahead: 0, cells, freed: Vec::new() };
-        (!ask.settled.is_empty()).then_some(ask)
-    }
-
-    /// Sends back what was granted to such a budget.
-    pub(super) fn return_grant(rule: Rule, leased: &Leased, cells: Cells) -> Option<Self> {
-        let Leased { granted, ahead, state, .. } = leased;
-        let here = LeaseName { slot: state.slot(), cell: cells.here };
-        let next = LeaseName { slot: state.next_slot(), cell: cells.ahead };
-        Self::returning(rule, [(here, *granted), (next, *ahead)])
-    }
-}
-
-impl Cells {
-    /// As the store is told of them.
-    pub(super) fn told(self) -> (Option<Cell>, Option<Cell>) {
-        let told = |cell: SpendCell| Cell { number: cell.number(), value: cell.value() };
-        (self.here.map(told), self.ahead.map(told))
-    }
-}
-
 impl Lease {
     const fn of(slot: Slot) -> Self {
         Self { slot, units: 0, spent: 0, cell: None }
@@ -162,12 +103,6 @@ impl Lease {
     }
 }
 
-impl LeaseName {
-    fn is(self, other: Self) -> bool {
-        self.slot == other.slot && number(self.cell) == number(other.cell)
-    }
-}
-
 impl Outcome {
     fn is_of(&self, slot: Slot, cell: Option<SpendCell>) -> bool {
         self.slot == slot && number(self.cell) == number(cell)
@@ -177,10 +112,6 @@ impl Outcome {
         let Self { slot, cell, spent, returned, over: _ } = self;
         Settled { slot, cell: number(cell), spent, returned }
     }
-}
-
-pub(super) fn number(cell: Option<SpendCell>) -> Option<u32> {
-    cell.map(SpendCell::number)
 }
 
 impl Budget {

@@ -5,7 +5,8 @@ use crate::domain::{Limit, Time};
 use crate::journal::Journal;
 use crate::store::Leased;
 
-use super::budget::{Ask, Budget, Cells, LeaseName, number};
+use super::ask::{Ask, Cells, LeaseName, number};
+use super::budget::Budget;
 
 /// The budgets of a list of limits, in its order.
 #[derive(Debug, Default)]

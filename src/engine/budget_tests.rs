@@ -2,7 +2,8 @@
 
 use proptest::prelude::*;
 
-use super::budget::{Ask, Budget, Cells, Cover, LeaseName};
+use super::ask::{Ask, Cells, LeaseName};
+use super::budget::{Budget, Cover};
 use super::budget_list::{Asking, BudgetList};
 use crate::decision::quota::{Rule, Slot, State};
 use crate::domain::{Algorithm, Limit, LimitName, Period, Time, TimeZone};

@@ -15,7 +15,7 @@ use crate::domain::{Environment, Time};
 use crate::journal::Journal;
 use crate::store::{Incarnation, LeaseBatch, Leased, StoreError};
 
-use super::budget::Cells;
+use super::ask::Cells;
 use super::budget_list::Asking;
 use super::index::{AccountEntry, KeyEntry};
 use super::meter::{Asked, AskedFor, Wants};

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use crate::decision::{AccountTerms, Credits};
 use crate::domain::{BudgetId, Environment, KeyId, Limit, Policy, Subject, Time, Verdict};
 
-use super::budget::{Ask, Budget, BudgetView, Cells, Cover};
+use super::ask::{Ask, Cells};
+use super::budget::{Budget, BudgetView, Cover};
 use super::budget_list::{Asking, BudgetList, keep_counters};
 use super::purse::{Fund, Purse, PurseView};
 use crate::journal::{Journal, SpendCell, UsageCell};

@@ -6,6 +6,7 @@
 
 mod account;
 mod adjust;
+mod ask;
 mod attempt;
 mod authority;
 #[cfg(test)]

@@ -10,7 +10,8 @@ use crate::domain::{AccountId, BudgetId, Time, TimeZone};
 use crate::journal::Journal;
 use crate::store::Leased;
 
-use super::budget::{Ask, Budget, BudgetView, Cells, Cover, LeaseName};
+use super::ask::{Ask, Cells, LeaseName};
+use super::budget::{Budget, BudgetView, Cover};
 use super::budget_list::Asking;
 
 /// Credits of an account.

@@ -3,7 +3,8 @@
 use crate::domain::{BudgetId, Environment, KeyId, Subject, Time};
 use crate::store::OperationCharge;
 
-use super::budget::{Budget, LeaseName, number};
+use super::ask::{LeaseName, number};
+use super::budget::Budget;
 use super::meter::{AccountMeter, AskedFor, Budgets, KeyMeter};
 use super::purse::Purse;
 
