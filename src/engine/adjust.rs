@@ -9,9 +9,11 @@ use crate::domain::{Account, AccountId, BudgetId, Environment, Time, UNITS_MAX, 
 use crate::store::{Commit, CommitError, LeaseAsk, LeaseBatch, Write};
 
 use super::account::{event, require_admin};
+use super::all_or_none::Budgets as _;
+use super::ask::Urgency;
 use super::index::AccountEntry;
 use super::lease::Holder;
-use super::meter::{Budgets as _, CreditStatus};
+use super::meter::CreditStatus;
 use super::{COMMIT_TRIES_MAX, Caller, Engine, Error, commit_error};
 
 /// What to give to an account, or to take away.
@@ -114,7 +116,7 @@ impl Engine {
             return Ok(credits.topped_up_remaining);
         }
         // Where credits are not counted no meter holds them. What one had leased when they still were goes back first.
-        let ticket = self.leases.enqueue([Holder::Pool(Arc::clone(&entry), Environment::Live)]);
+        let ticket = self.leases.enqueue([Holder::Pool(Arc::clone(&entry), Environment::Live)], Urgency::Now);
         self.leases.served(ticket).await?;
         let rule = Rule::of_top_ups(account.top_ups.sum);
         let budget = BudgetId::of_top_ups(&account.id);
@@ -145,13 +147,14 @@ impl Engine {
             let now = self.clock.now();
             let mut meter = entry.meter(Environment::Live);
             meter.advance(&Arc::clone(&entry.state.load().terms), Environment::Live, now);
+            let old = self.leases.clock(&self.clock).is_some_and(|clock| meter.freshen(clock.monotonic()));
             let Some(purse) = &meter.credits else { return Ok(None) };
-            if purse.is_asked() {
+            if purse.is_asked() && !old {
                 return Ok(Some(CreditStatus::of(purse, false, now)));
             }
             meter.want(0, 0);
             drop(meter);
-            Err(self.leases.enqueue([Holder::Pool(Arc::clone(entry), Environment::Live)]))
+            Err(self.leases.enqueue([Holder::Pool(Arc::clone(entry), Environment::Live)], Urgency::Now))
         };
         self.after_leases(attempt).await
     }

@@ -37,6 +37,17 @@ pub(super) struct LeaseName {
     pub(super) cell: Option<SpendCell>,
 }
 
+/// How soon the store is to be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Urgency {
+    /// Nobody waits for it: a lease is to be filled up before it is empty.
+    Later,
+    /// It has just been asked, and others have not given back yet what was called back.
+    Soon,
+    /// A check waits.
+    Now,
+}
+
 impl Ask {
     /// Sends back units of a budget that is there no more, and is now held against `rule`. Absent where that is nothing.
     pub(super) fn returning(rule: Rule, units: impl IntoIterator<Item = (LeaseName, u64)>) -> Option<Self> {

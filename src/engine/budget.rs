@@ -5,10 +5,13 @@
 //! arithmetic; while this process alone has the store, it is what the store has.
 //!
 //! Three answers are possible to a cost: the lease holds it; the store may grant it, so it has to be asked; or the store has
-//! said that there is not so much in this slot, which is remembered, so that a flood of refused checks asks nothing.
+//! said that there is not so much in this slot, which is remembered, so that a flood of refused checks asks nothing. Where
+//! other processes spend from it, too, that holds for a moment alone (`others`).
 //!
 //! Under steady demand the units of the next slot are leased before it begins, so that its first check need not wait either. To
 //! everybody else these are units that nobody has taken: a view shows them as left, and they go back where this slot lacks them.
+
+use std::time::Duration;
 
 use crate::decision::quota::{Rule, Slot, State};
 use crate::decision::window::Window;
@@ -16,8 +19,9 @@ use crate::domain::{Time, TimeZone};
 use crate::journal::{Journal, SpendCell};
 use crate::store::{Leased, Settled};
 
-use super::ask::{Ask, Cells, LeaseName, number};
+use super::ask::{Ask, Cells, LeaseName, Urgency, number};
 use super::demand::Demand;
+use super::others::{Others, Said};
 
 /// How long before a slot's end units of the next one are leased, in milliseconds: many times what the store needs, and
 /// so short that the demand will not have changed much.
@@ -49,6 +53,8 @@ pub(super) struct Budget {
     demand: Demand,
     /// Units that checks wait for, beyond what the lease holds. Set while the budget stands in a queue.
     wanted: Option<u64>,
+    /// Absent where one process has the store, and where it was not asked yet.
+    others: Option<Box<Others>>,
 }
 
 /// Units granted to this process, to be spent in one slot alone.
@@ -80,6 +86,9 @@ pub(super) enum Cover {
     Leased,
     /// The store has to be asked.
     Unknown,
+    /// There is not so much in this slot by what is known; but others may hold units that they don't need, so the store has to be
+    /// asked.
+    Doubtful,
     /// There is not so much in this slot.
     Short,
 }
@@ -128,6 +137,7 @@ impl Budget {
             reserved: Vec::new(),
             demand: Demand::default(),
             wanted: None,
+            others: None,
         }
     }
 
@@ -229,9 +239,16 @@ impl Budget {
             Cover::Leased
         } else if units - self.lease.units <= ledger.available(&self.rule) {
             Cover::Unknown
+        } else if units <= self.rule.capacity && self.is_doubtful() {
+            Cover::Doubtful
         } else {
             Cover::Short
         }
+    }
+
+    /// Whether others may hold units of it: nobody has just asked whether they do.
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.others.as_ref().is_some_and(|others| !others.is_denied())
     }
 
     /// Units leased.
@@ -251,7 +268,7 @@ impl Budget {
 
     /// Whether there are so many units, leased or not, by what is known.
     pub(super) fn covers(&self, units: u64) -> bool {
-        self.cover(units) != Cover::Short
+        matches!(self.cover(units), Cover::Leased | Cover::Unknown)
     }
 
     /// Spends units that [`Self::cover`] has said are leased. True if the lease should be filled up before it is empty.
@@ -338,11 +355,74 @@ impl Budget {
         self.wanted = Some(self.wanted.unwrap_or(0).saturating_add(units));
     }
 
+    /// Wants to know how it stands, also where the store has just said that nothing is left.
+    pub(super) fn want_to_know(&mut self) {
+        if let Some(others) = &mut self.others {
+            others.want_to_know();
+        }
+        self.want(0);
+    }
+
+    /// Takes up that other processes spend from it, too, before the store is asked at `at` by the clock that never steps back. True
+    /// if it has to give everything back.
+    pub(super) fn face_others(&mut self, at: Duration) -> bool {
+        let nothing_left = self.available() == 0;
+        let others = self.others.get_or_insert_default();
+        let recalled = others.take_recall(at);
+        others.doubt(at);
+        // Those who wait will find out that it was denied while they did.
+        let in_vain = nothing_left && others.is_vain() && self.wanted.is_some_and(|wanted| wanted > 0);
+        if recalled || in_vain {
+            self.wanted = None;
+        }
+        recalled
+    }
+
+    /// The store is asked at that time.
+    pub(super) fn note_asked(&mut self, at: Duration) {
+        self.others.get_or_insert_default().ask(at);
+    }
+
+    /// What the store said to those who waited.
+    pub(super) fn hear(&mut self, said: Said) {
+        self.others.get_or_insert_default().hear(said);
+    }
+
+    /// Forgets a denial that is not to be believed any more.
+    pub(super) fn doubt(&mut self, at: Duration) {
+        if let Some(others) = &mut self.others {
+            others.doubt(at);
+        }
+    }
+
+    /// Wants to know how it stands where the store was not asked lately. True if it does.
+    pub(super) fn freshen(&mut self, at: Duration) -> bool {
+        let old = self.others.as_ref().is_some_and(|others| others.is_old(at));
+        if old {
+            self.want_to_know();
+        }
+        old
+    }
+
+    /// All that is not spent is to go back when the store is next asked, because others need it.
+    pub(super) fn recall(&mut self) {
+        if let Some(others) = &mut self.others {
+            others.recall();
+        }
+    }
+
+    /// How soon the store is to be asked by a check that waits.
+    pub(super) fn urgency(&self) -> Urgency {
+        if self.others.as_ref().is_some_and(|others| others.is_seeking()) { Urgency::Soon } else { Urgency::Now }
+    }
+
     /// What the store is to be asked, if anything. It is then on its way; where no answer comes, what it told is not told again,
     /// because units that went back twice could be spent twice.
     pub(super) fn ask(&mut self, journal: &Journal, now: Time) -> Option<Ask> {
-        let needed = self.wanted.take()?;
-        let wanted = needed;
+        let wanted = self.wanted.take()?;
+        // Two slots don't share a counter, or what is spent in one would seem to be spent in the other.
+        let is_over = self.ledger.as_ref().is_some_and(|ledger| ledger.bounds().end <= now);
+        let needed = if is_over { wanted } else { wanted.saturating_sub(self.lease.units) };
         self.note_spent();
         if wanted.saturating_sub(self.lease.units) > self.available() {
             self.settle_next();
@@ -354,8 +434,6 @@ impl Budget {
         let wanted = wanted.saturating_add(more.min(self.at_once(left)));
         // What is leased already stays without a counter, where there was none when it was.
         let is_counted = self.lease.cell.is_some_and(|cell| !journal.is_retired(cell));
-        // Two slots don't share a counter, or what is spent in one would seem to be spent in the other.
-        let is_over = self.ledger.as_ref().is_some_and(|ledger| ledger.bounds().end <= now);
         if wanted > 0 && !is_counted && self.lease.units == 0 && !is_over {
             self.lease.cell = journal.spend_cell();
         }

@@ -96,6 +96,11 @@ impl AccountEntry {
         }
     }
 
+    /// Its id.
+    pub(super) fn id(&self) -> AccountId {
+        self.state.load().account.id.clone()
+    }
+
     /// The meter that the keys of one environment share.
     pub(super) fn meter(&self, environment: Environment) -> MutexGuard<'_, AccountMeter> {
         match environment {

@@ -6,6 +6,7 @@
 
 mod account;
 mod adjust;
+mod all_or_none;
 mod ask;
 mod attempt;
 mod authority;
@@ -28,6 +29,7 @@ mod load;
 mod meter;
 mod operation;
 mod operation_desk;
+mod others;
 pub mod pepper;
 mod plan;
 mod purse;
@@ -122,6 +124,7 @@ impl Engine {
         // Without randomness no key can be made either, and the time alone tells two processes apart well enough.
         let now = clock.now();
         let incarnation = Incarnation(random::uuid_v7(now).unwrap_or_else(|_| i128::from(now.millis()).to_be_bytes()));
+        let shared = store.replication().is_some();
         Self {
             store,
             clock,
@@ -131,7 +134,7 @@ impl Engine {
             index: index::Index::new(),
             usage: usage::UsageBuffer::default(),
             attempts: attempt::Attempts::new(),
-            leases: lease::LeaseDesk::new(incarnation),
+            leases: lease::LeaseDesk::new(incarnation, shared),
             journal: OnceLock::new(),
             operations: operation_desk::OperationDesk::new(),
             changing: tokio::sync::Mutex::new(()),

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use crate::domain::{AccountId, Environment, OperationId, Time, Verdict};
 use crate::store::{NamedOperation, Operation, RecordError, Recorded, Refund};
 
+use super::ask::Urgency;
 use super::check::{Answer, Asked, Check};
 use super::index::{AccountEntry, KeyEntry};
 use super::lease::{Holder, Ticket, WAIT_MAX};
@@ -144,9 +145,9 @@ impl Engine {
         }
         let (entry, environment) = (&asked.entry, asked.environment());
         let (mut of_key, mut of_account) = (Vec::new(), Vec::new());
-        let reserve = |key: &mut KeyMeter, account: Option<&mut AccountMeter>| Wants {
-            key: key.reserve(entry.id, check.cost, now, &mut of_key),
-            account: account.is_some_and(|it| it.reserve(environment, check.cost, now, &mut of_account)),
+        let reserve = |key: &mut KeyMeter, account: Option<&mut AccountMeter>| {
+            let key = key.reserve(entry.id, check.cost, now, &mut of_key);
+            Wants::refill(key, account.is_some_and(|it| it.reserve(environment, check.cost, now, &mut of_account)))
         };
         let charged = entry.with_meter(|meter| {
             let charged = self.charge(meter, entry, check.cost, Some(reserve), now);
@@ -158,7 +159,7 @@ impl Engine {
         match charged {
             Charged::Wait(wants) => Err(self.enqueue_wants(entry, environment, wants)),
             Charged::Done(charge, wants) => {
-                if wants.any() {
+                if wants.urgency().is_some() {
                     self.enqueue_wants(entry, environment, wants);
                 }
                 if charge.verdict == Verdict::Allowed {
@@ -177,7 +178,8 @@ impl Engine {
         entry.with_meter(|meter| meter.unreserve(of_key));
         entry.account.meter(environment).unreserve(of_account);
         // So that they are looked through when nobody uses them.
-        self.leases.enqueue([Holder::Key(Arc::clone(entry)), Holder::Pool(Arc::clone(&entry.account), environment)]);
+        let holders = [Holder::Key(Arc::clone(entry)), Holder::Pool(Arc::clone(&entry.account), environment)];
+        self.leases.enqueue(holders, Urgency::Later);
     }
 
     /// Answers a check that was charged before.
@@ -235,7 +237,8 @@ impl Engine {
         }
         refresh(&mut *account.meter(environment));
         let pool = Holder::Pool(Arc::clone(account), environment);
-        self.leases.enqueue(key.map(|entry| Holder::Key(Arc::clone(entry))).into_iter().chain([pool]))
+        let key = key.map(|entry| Holder::Key(Arc::clone(entry)));
+        self.leases.enqueue(key.into_iter().chain([pool]), Urgency::Now)
     }
 }
 

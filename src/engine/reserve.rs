@@ -3,10 +3,10 @@
 use crate::domain::{BudgetId, Environment, KeyId, Subject, Time};
 use crate::store::OperationCharge;
 
+use super::all_or_none::Budgets;
 use super::ask::{LeaseName, number};
 use super::budget::Budget;
-use super::meter::{AccountMeter, AskedFor, Budgets, KeyMeter};
-use super::purse::Purse;
+use super::meter::{AccountMeter, AskedFor, KeyMeter};
 
 /// What was taken out of one lease.
 #[derive(Debug)]
@@ -115,9 +115,7 @@ impl AccountMeter {
 
 /// Has all budgets that were ever asked for ask again how they stand.
 pub(super) fn refresh(meter: &mut impl Budgets) {
-    let (limits, purse) = meter.parts_mut();
-    let budgets = limits.budgets_mut().chain(purse.into_iter().flat_map(Purse::budgets_mut));
-    for budget in budgets.filter(|budget| budget.is_asked()) {
-        budget.want(0);
+    for budget in meter.all_mut().filter(|budget| budget.is_asked()) {
+        budget.want_to_know();
     }
 }
