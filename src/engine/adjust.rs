@@ -134,7 +134,7 @@ impl Engine {
             ahead: 0,
             ahead_cell: None,
         };
-        let (incarnation, now) = (self.leases.incarnation, self.clock.now());
+        let (incarnation, now) = (self.incarnation(), self.clock.now());
         let batch = LeaseBatch { incarnation, now, asks: vec![ask], released: Vec::new() };
         let leased = self.store.lease(&batch).await;
         Self::note_store(&self.writing_fails, leased.as_ref().err(), "written");

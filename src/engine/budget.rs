@@ -574,6 +574,22 @@ impl Budget {
         }
     }
 
+    /// Forgets all that was leased and reserved, without a word to the store, which has closed it. Counters are not given to anybody
+    /// else. What stays is that slots never run backwards.
+    pub(super) fn forget(&mut self) {
+        *self = Self { reached: self.reached, demand: self.demand, ..Self::new(self.rule) };
+    }
+
+    /// What was granted, in the slot that it is in and ahead. Absent where that is over, or the store was not asked.
+    pub(super) fn remembered(&self, now: Time) -> Option<State> {
+        let mut state = self.ledger.clone()?;
+        if let Some(next) = &self.next {
+            // Whatever the limit is now.
+            state.grant_ahead(&Rule { capacity: u64::MAX, ..self.rule }, next.units);
+        }
+        (state.reset_time(now) > now).then_some(state)
+    }
+
     pub(super) fn view(&self, now: Time) -> BudgetView {
         let Some(ledger) = &self.ledger else { return BudgetView { remaining: self.rule.capacity, reset_time: now } };
         let remaining = ledger.available(&self.rule).saturating_add(self.lease.units).min(self.rule.capacity);

@@ -89,6 +89,12 @@ impl BudgetList {
         }
     }
 
+    /// Forgets all that was leased, and what was to be told.
+    pub(super) fn forget(&mut self) {
+        self.ended.clear();
+        self.budgets_mut().for_each(Budget::forget);
+    }
+
     /// Whether something is leased, or to be told.
     pub(super) fn is_open(&self) -> bool {
         !self.ended.is_empty() || self.limits.iter().any(|(_, budget)| budget.is_open())

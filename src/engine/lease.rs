@@ -49,11 +49,13 @@ pub(super) enum Holder {
 pub(super) struct LeaseDesk {
     /// Whether other processes share the store.
     shared: bool,
-    pub(super) incarnation: Incarnation,
+    incarnation: Mutex<Incarnation>,
     queue: Mutex<Queue>,
     /// Who has something leased, or to tell.
     open: Mutex<VecDeque<Holder>>,
     wake: tokio::sync::Notify,
+    /// Held by whoever asks the store.
+    asking: tokio::sync::Mutex<()>,
     begun: AtomicU64,
     done: watch::Sender<Done>,
     asked: AtomicU64,
@@ -100,10 +102,11 @@ impl LeaseDesk {
     pub(super) fn new(incarnation: Incarnation, shared: bool) -> Self {
         Self {
             shared,
-            incarnation,
+            incarnation: Mutex::new(incarnation),
             queue: Mutex::default(),
             open: Mutex::default(),
             wake: tokio::sync::Notify::new(),
+            asking: tokio::sync::Mutex::default(),
             begun: AtomicU64::new(0),
             done: watch::Sender::new(Done::default()),
             asked: AtomicU64::new(0),
@@ -115,6 +118,26 @@ impl LeaseDesk {
     /// The clock that tells how old the store's word is, where other processes share it.
     pub(super) fn clock<'a>(&self, clock: &'a Clock) -> Option<&'a Clock> {
         self.shared.then_some(clock)
+    }
+
+    /// The name under which this process holds leases.
+    pub(super) fn incarnation(&self) -> Incarnation {
+        *lock(&self.incarnation)
+    }
+
+    /// Waits until nobody asks the store, and keeps everybody from it. The round that was to be next is none: who waits for it is
+    /// told so by [`Self::go_on`].
+    pub(super) async fn interrupt(&self) -> (tokio::sync::MutexGuard<'_, ()>, u64) {
+        let asking = self.asking.lock().await;
+        let (round, _) = self.begin();
+        lock(&self.open).clear();
+        (asking, round)
+    }
+
+    /// Goes on under another name after [`Self::interrupt`].
+    pub(super) fn go_on(&self, round: u64, incarnation: Incarnation) {
+        *lock(&self.incarnation) = incarnation;
+        self.end(round, true);
     }
 
     /// Queues those who want something.
@@ -271,6 +294,7 @@ impl Engine {
 
     /// Asks for all who are queued, and looks through the leases of so many others.
     async fn lease_round(&self, mode: Asking, others_max: usize) -> Result<(), StoreError> {
+        let _asking = self.leases.asking.lock().await;
         let (round, Queue { holders: queued, recalled, urgency: _ }) = self.leases.begin();
         let recall = Recall::new(recalled);
         let mut recalled: Vec<Holder> = self.recalled_holders(&recall);
@@ -346,7 +370,7 @@ impl Engine {
                 asks.push(ask);
             }
             let released = std::mem::take(&mut released);
-            let batch = LeaseBatch { incarnation: self.leases.incarnation, now, asks, released };
+            let batch = LeaseBatch { incarnation: self.incarnation(), now, asks, released };
             self.leases.asked.fetch_add(1, Ordering::Relaxed);
             let result = self.store.lease(&batch).await;
             Self::note_store(&self.writing_fails, result.as_ref().err(), "written");

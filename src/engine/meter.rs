@@ -30,6 +30,8 @@ pub(super) struct KeyMeter {
     pace: (i64, u32),
     /// Whether it is listed among those with something leased.
     pub(super) listed: bool,
+    /// How often leases were forgotten: what was reserved before that is not put back.
+    pub(super) era: u32,
 }
 
 /// Checks of one hour that ended in one verdict.
@@ -79,7 +81,15 @@ impl KeyMeter {
             queued: false,
             pace: (0, 0),
             listed: false,
+            era: 0,
         }
+    }
+
+    /// Forgets all that was leased and reserved.
+    pub(super) fn forget(&mut self) {
+        self.budgets.forget();
+        self.listed = false;
+        self.era = self.era.wrapping_add(1);
     }
 
     /// What the store is to be asked and told.
@@ -176,9 +186,20 @@ pub(super) struct AccountMeter {
     pub(super) credits_ended: Vec<(Fund, Ask)>,
     /// Whether it is listed among those with something leased.
     pub(super) listed: bool,
+    /// How often leases were forgotten: what was reserved before that is not put back.
+    pub(super) era: u32,
 }
 
 impl AccountMeter {
+    /// Forgets all that was leased and reserved.
+    pub(super) fn forget(&mut self) {
+        self.budgets.forget();
+        self.credits.iter_mut().flat_map(Purse::budgets_mut).for_each(Budget::forget);
+        self.credits_ended.clear();
+        self.listed = false;
+        self.era = self.era.wrapping_add(1);
+    }
+
     /// Brings the budgets up to date with the account's terms, and to the slot of `now`.
     pub(super) fn advance(&mut self, terms: &Arc<AccountTerms>, environment: Environment, now: Time) {
         if !self.basis.as_ref().is_some_and(|basis| Arc::ptr_eq(basis, terms)) {

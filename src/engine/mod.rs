@@ -19,6 +19,7 @@ mod budget_tests;
 mod check;
 mod demand;
 mod error;
+mod forget;
 mod import;
 mod index;
 mod joint;
@@ -108,6 +109,8 @@ pub struct Engine {
     usage: usage::UsageBuffer,
     attempts: attempt::Attempts,
     leases: lease::LeaseDesk,
+    /// Which process this is, also where it goes on under another name for its leases.
+    origin: Incarnation,
     journal: OnceLock<Journal>,
     operations: operation_desk::OperationDesk,
     /// Held from the first read of a change until it is in the index, so that revisions are applied in their order. Nothing
@@ -135,6 +138,7 @@ impl Engine {
             usage: usage::UsageBuffer::default(),
             attempts: attempt::Attempts::new(),
             leases: lease::LeaseDesk::new(incarnation, shared),
+            origin: incarnation,
             journal: OnceLock::new(),
             operations: operation_desk::OperationDesk::new(),
             changing: tokio::sync::Mutex::new(()),

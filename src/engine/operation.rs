@@ -12,7 +12,7 @@
 use std::sync::Arc;
 
 use crate::domain::{AccountId, Environment, OperationId, Time, Verdict};
-use crate::store::{NamedOperation, Operation, RecordError, Recorded, Refund};
+use crate::store::{Incarnation, NamedOperation, Operation, RecordError, Recorded, Refund};
 
 use super::ask::Urgency;
 use super::check::{Answer, Asked, Check};
@@ -25,6 +25,8 @@ use super::{Caller, Engine, Error};
 /// A check that may, with its cost out of the leases.
 #[derive(Debug)]
 struct Reservation {
+    /// The name under which it was leased.
+    incarnation: Incarnation,
     asked: Asked,
     charge: Charge,
     of_key: Vec<Held>,
@@ -68,9 +70,10 @@ impl Engine {
             Tried::Reserved(reservation) => reservation,
         };
         let operation = reservation.operation(check);
-        match self.record_operation(NamedOperation { account_id, id: id.clone(), operation }).await {
+        let named = NamedOperation { account_id, id: id.clone(), operation };
+        match self.record_operation(named, reservation.incarnation).await {
             Ok(Recorded::New) => {
-                let Reservation { asked, charge, of_key, of_account } = *reservation;
+                let Reservation { incarnation: _, asked, charge, of_key, of_account } = *reservation;
                 let queue = |meter: &mut KeyMeter| {
                     meter.charged_reserved(&of_key);
                     meter.touch(check.request.client_ip, self.clock.now())
@@ -149,12 +152,14 @@ impl Engine {
             let key = key.reserve(entry.id, check.cost, now, &mut of_key);
             Wants::refill(key, account.is_some_and(|it| it.reserve(environment, check.cost, now, &mut of_account)))
         };
-        let charged = entry.with_meter(|meter| {
+        let (incarnation, charged) = entry.with_meter(|meter| {
+            // Under the lock of the key, whose leases are forgotten under it before the name changes.
+            let incarnation = self.incarnation();
             let charged = self.charge(meter, entry, check.cost, Some(reserve), now);
             if let Charged::Done(Charge { verdict: Verdict::Allowed, .. }, _) = charged {
                 meter.keep_pace(now);
             }
-            charged
+            (incarnation, charged)
         });
         match charged {
             Charged::Wait(wants) => Err(self.enqueue_wants(entry, environment, wants)),
@@ -163,7 +168,7 @@ impl Engine {
                     self.enqueue_wants(entry, environment, wants);
                 }
                 if charge.verdict == Verdict::Allowed {
-                    Ok(Tried::Reserved(Box::new(Reservation { asked, charge, of_key, of_account })))
+                    Ok(Tried::Reserved(Box::new(Reservation { incarnation, asked, charge, of_key, of_account })))
                 } else {
                     Ok(Tried::Denied(self.deny(asked, check, charge, now)))
                 }

@@ -85,7 +85,7 @@ impl Engine {
         for chunk in entries.chunks(FLUSH_ROWS_MAX) {
             flushing.number += 1;
             let number = flushing.number;
-            flushing.pending.push_back(collect(flush_id(self.leases.incarnation, number), number, chunk, now));
+            flushing.pending.push_back(collect(flush_id(self.origin, number), number, chunk, now));
         }
         written += self.write_pending(&mut flushing).await?;
         Ok(written)
