@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::ambient::Clock;
 use crate::config::{self, Config, Database, PostgresUrl};
 use crate::decision::secret::{Brand, Hasher};
-use crate::engine::{Engine, Options, pepper};
+use crate::engine::{Engine, Options, ReplicaOptions, pepper};
 use crate::store::metered::MeteredStore;
 use crate::store::postgres::{PostgresOptions, PostgresStore};
 use crate::store::sqlite::{OpenMode, SqliteStore};
@@ -28,8 +28,9 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// Opens the store, creating it and bringing its schema up to date where it is a file. The index is still empty.
-    pub(super) async fn prepare(config: &Config) -> Result<Self, Failure> {
+    /// Opens the store, creating it and bringing its schema up to date where it is a file. The index is still empty. A process that serves
+    /// says how it takes part where several share the store.
+    pub(super) async fn prepare(config: &Config, replica: Option<ReplicaOptions>) -> Result<Self, Failure> {
         let clock = Clock::system();
         let metrics = Arc::new(Metrics::new());
         let hasher = match &config.keys.pepper_file {
@@ -44,9 +45,9 @@ impl Parts {
                 config::Uncertain::Charge => Uncertain::Charge,
                 config::Uncertain::Refund => Uncertain::Refund,
             },
-            journal: None,
+            journal: journal_path(config),
+            replica,
         };
-        let options = Options { journal: journal_path(config), ..options };
         let store = open_store(config).await?;
         let store: SharedStore = Arc::new(MeteredStore::new(store, clock.clone(), Arc::clone(&metrics)));
         let engine = Arc::new(Engine::new(Arc::clone(&store), clock, options));
@@ -55,7 +56,7 @@ impl Parts {
 
     /// The same, with the index filled, for a command that serves nobody.
     pub(super) async fn open(config: &Config) -> Result<Self, Failure> {
-        let parts = Self::prepare(config).await?;
+        let parts = Self::prepare(config, None).await?;
         match parts.engine.load_index().await {
             Ok(_) => Ok(parts),
             Err(error) => {
@@ -83,7 +84,7 @@ pub(super) fn postgres_options(config: &Config, url: &PostgresUrl) -> PostgresOp
     PostgresOptions {
         url: url.secret().clone(),
         password_file: store.password_file.clone(),
-        connections_max: u32::try_from(store.connections_max).unwrap_or(u32::MAX),
+        connections_max: u32::try_from(store.pool_max).unwrap_or(u32::MAX),
         connect_timeout: store.connect_timeout,
         statement_timeout: store.statement_timeout,
         log_kept: config.replicas.log_kept,
