@@ -52,15 +52,12 @@ pub fn bootstrap(config: &Config, again: bool) -> Result<Bootstrapped, Failure> 
 
 /// Brings the store's schema up to date, and says what it did.
 pub fn migrate(config: &Config) -> Result<String, Failure> {
+    let database = setup::database_url(config);
     setup::block_on(async {
-        let database = setup::database_url(config);
         if let Database::Postgres(url) = &config.store.database {
             let Migrated { from, to } = PostgresStore::migrate(&setup::postgres_options(config, url)).await?;
-            return Ok(if from == to {
-                format!("the schema of {database} is up to date (version {to})")
-            } else {
-                format!("the schema of {database} was brought from version {from} to {to}")
-            });
+            let before = if from == to { "as before".to_owned() } else { format!("before {from}") };
+            return Ok(format!("the schema of {database} is up to date: {to}, {before}"));
         }
         let parts = Parts::open(config).await?;
         let revision = parts.engine.index_size().2;
