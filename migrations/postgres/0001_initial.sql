@@ -52,7 +52,7 @@ CREATE TABLE keys (
     auto_renew_millis bigint,
     revision          bigint NOT NULL,
     secret_hash       bytea NOT NULL UNIQUE CHECK (length(secret_hash) = 32),
-    pepper_id         text,
+    pepper_id         text COLLATE "C",
     policy            text NOT NULL,
     metadata          text NOT NULL,
     body              text NOT NULL
@@ -66,7 +66,7 @@ CREATE INDEX keys_by_pepper ON keys (pepper_id) WHERE pepper_id IS NOT NULL;
 CREATE TABLE retired_secrets (
     hash        bytea PRIMARY KEY CHECK (length(hash) = 32),
     key_id      bytea NOT NULL REFERENCES keys (id),
-    pepper_id   text,
+    pepper_id   text COLLATE "C",
     expire_time bigint NOT NULL,
     revision    bigint NOT NULL
 );
@@ -176,6 +176,8 @@ CREATE TABLE replicas (
     beat         bigint NOT NULL,
     acknowledged bigint NOT NULL,
     seen         timestamptz NOT NULL,
+    -- Up to when all that it counted is in `usage_hourly`.
+    flushed      bigint NOT NULL,
     -- The move for which it has said all that it knew.
     restated     uuid
 ) WITH (fillfactor = 50);

@@ -32,7 +32,7 @@ impl Engine {
     }
 
     /// What was granted of every budget that the store was asked for and whose window is still open: at least all that this process
-    /// was granted, to be spent now or in the next slot, and has not given back.
+    /// was granted, to be spent now or in the next slot, and has not given back. The same budget may come more than once.
     #[must_use]
     pub fn remembered_budgets(&self) -> Vec<(BudgetId, State)> {
         let now = self.clock.now();
