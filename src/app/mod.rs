@@ -1,5 +1,6 @@
 //! The composition root: puts the parts together, and takes them apart in order.
 
+mod adopt;
 mod dev;
 mod doctor;
 mod plans;
@@ -13,6 +14,7 @@ use secrecy::SecretString;
 use crate::config::{Config, Database};
 use crate::store::postgres::{Migrated, PostgresStore};
 
+pub use adopt::adopt;
 pub use dev::{DevInfo, DevSecrets};
 pub use doctor::{Finding, doctor};
 pub use plans::apply_plans;
