@@ -140,7 +140,7 @@ fn options(database: &Database) -> PostgresOptions {
         password_file: Some(database.password_file.clone()),
         connections_max: 8,
         connect_timeout: Duration::from_secs(30),
-        statement_timeout: Duration::from_secs(60),
+        statement_timeout: Duration::from_mins(1),
         log_kept: Duration::from_hours(24),
     }
 }
