@@ -4,5 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod checker;
 mod fixture;
+mod history;
 mod proxy;
