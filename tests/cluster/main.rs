@@ -7,4 +7,6 @@ mod support;
 mod checker;
 mod fixture;
 mod history;
+mod load;
 mod proxy;
+mod replicas;

@@ -440,7 +440,7 @@ fn copy_all(from: &Path, to: &Path) {
 }
 
 /// A port below those that the system gives to clients, so that it is still free after a restart.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let mut port = 0;
     eventually("a free port", || {
         port = u16::try_from(20_000 + dice(12_000)).unwrap();
