@@ -7,6 +7,8 @@ mod support;
 mod checker;
 mod fixture;
 mod history;
+mod limits;
 mod load;
 mod proxy;
 mod replicas;
+mod revocations;
