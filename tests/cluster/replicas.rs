@@ -132,6 +132,8 @@ pub(crate) struct Cluster {
     pub(crate) database: Database,
     /// The operator's secret.
     pub(crate) token: String,
+    /// A server of before, with the file of the password.
+    former: Option<Postgres>,
     home: TempDir,
 }
 
@@ -159,7 +161,7 @@ impl Cluster {
     pub(crate) fn on(postgres: Postgres, shape: Shape<'_>) -> Self {
         let database = postgres.new_database();
         let home = tempfile::tempdir().unwrap();
-        let mut cluster = Self { replicas: Vec::new(), postgres, database, token: String::new(), home };
+        let mut cluster = Self { replicas: Vec::new(), postgres, database, token: String::new(), former: None, home };
         text(&run(cluster.command(&["migrate"]).args(cluster.access()), ""));
         let made = text(&run(cluster.command(&["bootstrap", "--output=json"]).args(cluster.access()), ""));
         let made: serde_json::Value = serde_json::from_str(&made).unwrap();
@@ -324,6 +326,25 @@ impl Cluster {
     pub(crate) fn database_millis(&self) -> i64 {
         let answer = self.postgres.sql("postgres", "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint");
         answer.parse().unwrap()
+    }
+
+    /// From now on, replicas reach this server instead.
+    pub(crate) fn turn_to(&mut self, postgres: Postgres) {
+        self.replicas.iter().for_each(|replica| replica.proxy.turn_to(postgres.addr()));
+        self.database.addr = postgres.addr();
+        self.former = Some(std::mem::replace(&mut self.postgres, postgres));
+    }
+
+    /// Units that are leased, of all limits, as the store knows of it.
+    pub(crate) fn leased(&self) -> i64 {
+        self.postgres.sql(&self.database.name, "SELECT coalesce(sum(units), 0)::bigint FROM leases").parse().unwrap()
+    }
+
+    /// Those of them that no registered replica holds.
+    pub(crate) fn leased_to_nobody(&self) -> i64 {
+        let query = "SELECT coalesce(sum(units), 0)::bigint FROM leases WHERE incarnation NOT IN \
+                     (SELECT incarnation FROM replicas)";
+        self.postgres.sql(&self.database.name, query).parse().unwrap()
     }
 
     pub(crate) fn heal(&self) {

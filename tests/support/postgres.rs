@@ -117,7 +117,7 @@ pub(crate) struct Database {
     pub(crate) name: String,
     /// Holds the password of [`OWNER`].
     pub(crate) password_file: PathBuf,
-    addr: SocketAddr,
+    pub(crate) addr: SocketAddr,
 }
 
 impl Database {
