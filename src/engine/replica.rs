@@ -50,7 +50,7 @@ const POLL_TIME_MAX: Duration = Duration::from_secs(4);
 /// In the place of a time: a poll has failed since.
 const BROKEN: u64 = u64::MAX;
 /// How long a process that starts waits for others to end a move of the database.
-const MOVE_WAIT_MAX: Duration = Duration::from_secs(5);
+const MOVE_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// What this process knows of the store and of the others.
 #[derive(Debug)]
