@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
@@ -13,14 +12,14 @@ use tollgate::proto::v1::account_service_client::AccountServiceClient;
 use tollgate::proto::v1::key_service_client::KeyServiceClient;
 use tollgate::proto::v1::plan_service_client::PlanServiceClient;
 use tollgate::proto::v1::*;
+use tonic::Code;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status};
 
 use crate::history::{Answer, now};
 use crate::proxy::Proxy;
 use crate::support::postgres::{Database, Postgres, free_port};
-use crate::support::{Bearer, GLANCE, Keys, PATIENCE, Server, dice, hex, run, serve_command, skipped, text, tollgate};
+use crate::support::{Bearer, GLANCE, Keys, PATIENCE, Server, dice, hex, run, serve_command, skipped, tollgate};
 
 /// A plan that bounds nothing.
 pub(crate) const PLAN: &str = "open";
@@ -161,11 +160,8 @@ impl Cluster {
     pub(crate) fn on(postgres: Postgres, shape: Shape<'_>) -> Self {
         let database = postgres.new_database();
         let home = tempfile::tempdir().unwrap();
-        let mut cluster = Self { replicas: Vec::new(), postgres, database, token: String::new(), former: None, home };
-        text(&run(cluster.command(&["migrate"]).args(cluster.access()), ""));
-        let made = text(&run(cluster.command(&["bootstrap", "--output=json"]).args(cluster.access()), ""));
-        let made: serde_json::Value = serde_json::from_str(&made).unwrap();
-        made["secret"].as_str().unwrap().clone_into(&mut cluster.token);
+        let token = database.bootstrap();
+        let mut cluster = Self { replicas: Vec::new(), postgres, database, token, former: None, home };
         for place in 0..shape.replicas {
             let replica = cluster.prepare(place, shape);
             cluster.replicas.push(replica);
@@ -176,34 +172,19 @@ impl Cluster {
         cluster
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = tollgate(arguments);
-        command.current_dir(self.home.path());
-        command
-    }
-
-    /// Flags with which a command reaches the database itself.
-    pub(crate) fn access(&self) -> [String; 2] {
-        [
-            format!("--database={}", self.database.url()),
-            format!("--password-file={}", self.database.password_file.display()),
-        ]
-    }
-
     fn prepare(&self, place: usize, shape: Shape<'_>) -> Replica {
         let dir = self.home.path().join(place.to_string());
         fs::create_dir(&dir).unwrap();
         let proxy = Proxy::start(self.postgres.addr());
         let grpc = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
-        let mut flags = vec![
-            format!("--database={}", self.database.url_through(proxy.addr())),
-            format!("--password-file={}", self.database.password_file.display()),
+        let mut flags = self.database.access_through(proxy.addr()).to_vec();
+        flags.extend([
             format!("--grpc-addr={grpc}"),
             format!("--replicas-fence={}ms", shape.fence.as_millis()),
             // The tests are about who admits what, and not about how soon a stranger's machine writes.
             "--usage-flush-interval=100ms".to_owned(),
             "--request-timeout=1m".to_owned(),
-        ];
+        ]);
         let journal = if shape.journal { dir.join("journal").display().to_string() } else { "off".to_owned() };
         flags.push(format!("--limits-journal={journal}"));
         flags.extend(shape.flags.iter().map(ToString::to_string));
@@ -273,15 +254,6 @@ impl Cluster {
         let ids: HashMap<String, String> = listed.into_iter().map(|key| (key.name, key.id)).collect();
         let made = |secret: String| Made { id: ids[&secret].clone(), account_id: account_id.to_owned(), secret };
         secrets.into_iter().map(made).collect()
-    }
-
-    /// What is left of the only limit of a key, by one replica. Nothing is charged.
-    pub(crate) async fn left(&self, replica: usize, key: &Made) -> Result<i64, Status> {
-        let request =
-            CheckKeyRequest { key: key.secret.clone(), mode: Mode::Peek.into(), ..CheckKeyRequest::default() };
-        let answer = self.keys(replica).check_key(request).await?.into_inner();
-        assert_eq!(answer.limits.len(), 1, "{answer:?}");
-        Ok(answer.limits[0].remaining)
     }
 
     /// Waits until a replica admits this key, and says how long that took.
@@ -354,9 +326,8 @@ impl Cluster {
     /// Ends all replicas in order, and says what `doctor` finds wrong after that.
     pub(crate) fn damage(&mut self) -> Vec<String> {
         self.replicas.iter_mut().filter(|replica| replica.server.is_some()).for_each(Replica::stop);
-        let mut doctor =
-            self.command(&["doctor", "--output=json", "--grpc-addr=127.0.0.1:0", "--http-addr=127.0.0.1:0"]);
-        let output = run(doctor.args(self.access()), "");
+        let mut doctor = tollgate(&["doctor", "--output=json", "--grpc-addr=127.0.0.1:0", "--http-addr=127.0.0.1:0"]);
+        let output = run(doctor.args(self.database.access()), "");
         let findings: Vec<serde_json::Value> =
             serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", crate::support::said(&output)));
         findings.iter().filter(|finding| finding["ok"] != true).map(ToString::to_string).collect()
