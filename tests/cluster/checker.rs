@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::history::{Answer, Call, Kind};
+use super::history::{Answer, Call, Done, Kind};
 
 /// How each finding begins; `scripts/mutants` looks for it.
 const BROKEN: &str = "a promise is broken";
@@ -62,10 +62,8 @@ pub(crate) enum Weight {
 #[derive(Clone, Copy, Debug, Default)]
 struct Operation {
     weight: i64,
-    is_admitted: bool,
-    may_be_admitted: bool,
-    is_refunded: bool,
-    may_be_refunded: bool,
+    admitted: Done,
+    refunded: Done,
 }
 
 /// What the checks of these keys were charged: each operation once, and nothing that was given back.
@@ -74,33 +72,27 @@ pub(crate) fn charged(calls: &[Call], keys: &[usize], weight: Weight) -> Bounds 
     let mut operations: HashMap<u64, Operation> = HashMap::new();
     for call in calls.iter().filter(|call| keys.contains(&call.key)) {
         let weight = if weight == Weight::Cost { call.cost } else { 1 };
-        let (is_done, may_be_done) = match call.answer {
-            Answer::Admitted | Answer::Done => (true, true),
-            Answer::Denied(_) => (false, false),
-            Answer::Failed(_) => (false, true),
-        };
+        let done = call.answer.done();
         match call.kind {
             Kind::Check => {
-                bounds.low += if is_done { weight } else { 0 };
-                bounds.high += if may_be_done { weight } else { 0 };
+                bounds.low += if done == Done::Yes { weight } else { 0 };
+                bounds.high += if done == Done::No { 0 } else { weight };
             }
             Kind::Operation(number) => {
                 let operation = operations.entry(number).or_default();
                 operation.weight = weight;
-                operation.is_admitted |= is_done;
-                operation.may_be_admitted |= may_be_done;
+                operation.admitted = operation.admitted.max(done);
             }
             Kind::Refund(number) => {
                 let operation = operations.entry(number).or_default();
-                operation.is_refunded |= is_done;
-                operation.may_be_refunded |= may_be_done;
+                operation.refunded = operation.refunded.max(done);
             }
             Kind::Revoke => {}
         }
     }
-    for operation in operations.values() {
-        bounds.low += if operation.is_admitted && !operation.may_be_refunded { operation.weight } else { 0 };
-        bounds.high += if operation.may_be_admitted && !operation.is_refunded { operation.weight } else { 0 };
+    for Operation { weight, admitted, refunded } in operations.into_values() {
+        bounds.low += if admitted == Done::Yes && refunded == Done::No { weight } else { 0 };
+        bounds.high += if admitted != Done::No && refunded != Done::Yes { weight } else { 0 };
     }
     bounds
 }

@@ -5,8 +5,8 @@ use std::collections::HashSet;
 use tollgate::proto::v1::{ListKeysRequest, RevokeKeyRequest};
 use tonic::Code;
 
-use crate::history::now;
-use crate::replicas::{Cluster, Shape};
+use crate::history::{now, since};
+use crate::replicas::{Cluster, SHORT, Shape};
 use crate::support::postgres::{Postgres, SmallDisk};
 use crate::support::{GLANCE, PATIENCE, create};
 
@@ -14,7 +14,7 @@ use crate::support::{GLANCE, PATIENCE, create};
 async fn a_full_disk_stops_changes_until_there_is_room() {
     let Some(disk) = SmallDisk::mount(128) else { return };
     let Some(postgres) = Postgres::start_in(Some(disk.path()), "") else { return };
-    let mut cluster = Cluster::on(postgres, Shape::default());
+    let mut cluster = Cluster::on(postgres, Shape { fence: SHORT, ..Shape::default() });
     let account = cluster.account(Vec::new(), None).await;
     let keys = cluster.make_keys(&account, 3, &[]).await;
     let (mut made, mut unknown) = (HashSet::new(), 0);
@@ -23,7 +23,7 @@ async fn a_full_disk_stops_changes_until_there_is_room() {
     let mut failures = 0;
     // What is in its log already may leave room for a few.
     while failures < 5 {
-        assert!(now() - begun < PATIENCE, "the disk never fills up: {} were made", made.len());
+        assert!(since(begun) < PATIENCE, "the disk never fills up: {} were made", made.len());
         let replica = (made.len() + failures) % cluster.len();
         match create(&mut cluster.keys(replica), &account, &format!("key {} {failures}", made.len())).await {
             Ok(answer) => {
@@ -48,7 +48,7 @@ async fn a_full_disk_stops_changes_until_there_is_room() {
     let begun = now();
     while let Err(status) = cluster.keys(0).revoke_key(revoke(1)).await {
         assert_eq!(status.code(), Code::Unavailable, "{status:?}");
-        assert!(now() - begun < PATIENCE, "{status:?}");
+        assert!(since(begun) < PATIENCE, "{status:?}");
         tokio::time::sleep(GLANCE).await;
     }
     made.insert(create(&mut cluster.keys(1), &account, "afterwards").await.unwrap().key.unwrap().id);

@@ -15,6 +15,11 @@ pub(crate) fn now() -> Duration {
     CLOCK.monotonic()
 }
 
+/// How long it is since then.
+pub(crate) fn since(begun: Duration) -> Duration {
+    now().saturating_sub(begun)
+}
+
 /// The wall clock of this machine, and so of a database on it, at zero of the clock of the histories; in milliseconds.
 pub(crate) fn epoch_millis() -> i64 {
     CLOCK.now().millis() - i64::try_from(CLOCK.monotonic().as_millis()).unwrap()
@@ -55,6 +60,25 @@ impl Answer {
 
     pub(crate) fn of_change<T>(answer: &Result<T, Status>) -> Self {
         answer.as_ref().map_or_else(|status| Self::Failed(status.code()), |_| Self::Done)
+    }
+}
+
+/// Whether something was done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Done {
+    #[default]
+    No,
+    Maybe,
+    Yes,
+}
+
+impl Answer {
+    pub(crate) fn done(self) -> Done {
+        match self {
+            Self::Admitted | Self::Done => Done::Yes,
+            Self::Denied(_) => Done::No,
+            Self::Failed(_) => Done::Maybe,
+        }
     }
 }
 

@@ -194,5 +194,5 @@ pub(crate) async fn revoke(
     let answer = Answer::of_change(&client.revoke_key(request).await);
     let end = now();
     history.record(Call { start, end, replica, key, kind: Kind::Revoke, cost: 0, answer });
-    (answer, end - start)
+    (answer, end.saturating_sub(start))
 }

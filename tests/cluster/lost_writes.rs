@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::checker::revocations_hold;
-use crate::history::{Answer, History, now};
+use crate::history::{Answer, History, now, since};
 use crate::limits::{Books, TRAFFIC};
 use crate::load::{Load, Traffic, check, revoke};
-use crate::replicas::{Cluster, Made, Shape};
+use crate::replicas::{Cluster, Made, SHORT, Shape};
 use crate::support::{PATIENCE, postgres::Postgres};
 
 const REVOKED: usize = 10;
@@ -16,7 +16,7 @@ const RECOVERY_MAX: Duration = PATIENCE;
 
 /// Revokes keys and spends limits that the database then forgets: `remember` is called before, `forget` after.
 async fn forgotten<T>(remember: impl FnOnce(&Cluster) -> T, forget: impl FnOnce(&mut Cluster, T)) {
-    let Some(mut cluster) = Cluster::start(Shape::default()) else { return };
+    let Some(mut cluster) = Cluster::start(Shape { fence: SHORT, ..Shape::default() }) else { return };
     let books = Books::open(&cluster).await;
     let account = cluster.account(Vec::new(), None).await;
     let keys: Arc<Vec<Made>> = Arc::new(cluster.make_keys(&account, REVOKED + 1, &[]).await);
@@ -41,8 +41,8 @@ async fn forgotten<T>(remember: impl FnOnce(&Cluster) -> T, forget: impl FnOnce(
     for replica in 0..cluster.len() {
         cluster.serves(replica, &keys[REVOKED]).await;
     }
-    println!("served again after {:?}", now() - begun);
-    assert!(now() - begun < RECOVERY_MAX);
+    println!("served again after {:?}", since(begun));
+    assert!(since(begun) < RECOVERY_MAX);
     for replica in 0..cluster.len() {
         let mut client = cluster.keys(replica);
         for key in 0..REVOKED {

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use crate::history::{Answer, History, Tally, now};
 use crate::load::{Load, Traffic};
-use crate::replicas::{Cluster, Made, Shape, yearly};
+use crate::replicas::{Cluster, LONG, Made, SHORT, Shape, yearly};
 
 /// It must be less than this until a replica serves again, on any machine.
 const RECOVERY_MAX: Duration = Duration::from_secs(20);
 
-/// A cluster with keys, half of them with a limit that is not used up, and clients.
+/// A cluster with keys, half of them with a limit that is not used up, and clients. The replica at place 1 has this fence.
 async fn open(fence: Duration) -> Option<(Cluster, Arc<Vec<Made>>, Arc<History>, Load)> {
-    let cluster = Cluster::start(Shape { fence, ..Shape::default() })?;
+    let cluster = Cluster::start(Shape { fence_of: Some((1, fence)), ..Shape::default() })?;
     let account = cluster.account(Vec::new(), None).await;
     let mut keys = cluster.make_keys(&account, 4, &[]).await;
     keys.extend(cluster.make_keys(&account, 4, &[yearly(1_000_000)]).await);
@@ -55,7 +55,7 @@ async fn an_outage_shorter_than_the_fence_is_not_noticed() {
 /// Also what a poll brings that began long ago opens no fence.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_longer_than_the_fence_ends_all_admissions_until_it_is_over() {
-    let fence = Duration::from_secs(1);
+    let fence = SHORT;
     let Some((cluster, keys, history, load)) = open(fence).await else { return };
     let begun = now();
     cluster.replicas[1].proxy.black_hole();
@@ -101,7 +101,7 @@ async fn a_slow_network_is_not_noticed_within_the_fence() {
 /// Each is ended in order and started again while clients check on all of them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_are_replaced_one_by_one_and_the_others_go_on() {
-    let Some((mut cluster, keys, history, load)) = open(Duration::from_secs(1)).await else { return };
+    let Some((mut cluster, keys, history, load)) = open(LONG).await else { return };
     for place in 0..cluster.len() {
         let since = now();
         cluster.replicas[place].stop();

@@ -16,7 +16,7 @@ use tonic::Code;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::history::{Answer, now};
+use crate::history::{Answer, now, since};
 use crate::proxy::Proxy;
 use crate::support::postgres::{Database, Postgres, free_port};
 use crate::support::{Bearer, GLANCE, Keys, PATIENCE, Server, dice, hex, run, serve_command, skipped, tollgate};
@@ -26,11 +26,18 @@ pub(crate) const PLAN: &str = "open";
 /// No window of this length ends while a test runs.
 const YEAR_SECONDS: i32 = 31_536_000;
 
+/// A fence that does not shut only because the machine has much to do.
+pub(crate) const LONG: Duration = Duration::from_secs(15);
+/// One for which a test can wait.
+pub(crate) const SHORT: Duration = Duration::from_secs(1);
+
 /// What a cluster is made of.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape<'a> {
     pub(crate) replicas: usize,
     pub(crate) fence: Duration,
+    /// The place of one with another fence.
+    pub(crate) fence_of: Option<(usize, Duration)>,
     /// Further flags of `serve`.
     pub(crate) flags: &'a [&'a str],
     /// Whether each keeps a journal of its own.
@@ -41,7 +48,7 @@ pub(crate) struct Shape<'a> {
 
 impl Default for Shape<'_> {
     fn default() -> Self {
-        Self { replicas: 3, fence: Duration::from_secs(1), flags: &[], journal: false, wrong_clock: None }
+        Self { replicas: 3, fence: LONG, fence_of: None, flags: &[], journal: false, wrong_clock: None }
     }
 }
 
@@ -177,10 +184,11 @@ impl Cluster {
         fs::create_dir(&dir).unwrap();
         let proxy = Proxy::start(self.postgres.addr());
         let grpc = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+        let fence = shape.fence_of.filter(|(other, _)| *other == place).map_or(shape.fence, |(_, fence)| fence);
         let mut flags = self.database.access_through(proxy.addr()).to_vec();
         flags.extend([
             format!("--grpc-addr={grpc}"),
-            format!("--replicas-fence={}ms", shape.fence.as_millis()),
+            format!("--replicas-fence={}ms", fence.as_millis()),
             // The tests are about who admits what, and not about how soon a stranger's machine writes.
             "--usage-flush-interval=100ms".to_owned(),
             "--request-timeout=1m".to_owned(),
@@ -264,9 +272,9 @@ impl Cluster {
             let request = CheckKeyRequest { key: key.secret.clone(), ..CheckKeyRequest::default() };
             let answer = tokio::time::timeout(PATIENCE / 10, client.check_key(request)).await;
             if answer.is_ok_and(|answer| Answer::of_check(&answer) == Answer::Admitted) {
-                return now() - begun;
+                return since(begun);
             }
-            assert!(now() - begun < PATIENCE, "replica {replica} never serves again");
+            assert!(since(begun) < PATIENCE, "replica {replica} never serves again");
             tokio::time::sleep(GLANCE).await;
         }
     }
@@ -287,7 +295,7 @@ impl Cluster {
                 if as_of > asked_at {
                     break;
                 }
-                assert!(now() - begun < PATIENCE, "usage is never complete: {as_of} of {asked_at}");
+                assert!(since(begun) < PATIENCE, "usage is never complete: {as_of} of {asked_at}");
                 tokio::time::sleep(GLANCE * 4).await;
             }
         }
