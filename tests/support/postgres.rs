@@ -393,6 +393,13 @@ impl Postgres {
         Database { name, password_file: self.home.path().join("password"), addr: self.addr() }
     }
 
+    /// A new database with all that another has, which nobody uses meanwhile.
+    pub(crate) fn copy_of(&self, template: &Database) -> Database {
+        let name = format!("t{}", self.databases.fetch_add(1, Ordering::Relaxed));
+        self.sql("postgres", &format!("CREATE DATABASE {name} OWNER {OWNER} TEMPLATE {}", template.name));
+        Database { name, ..template.clone() }
+    }
+
     /// Copies all of it as it is now.
     pub(crate) fn back_up(&self) -> Backup {
         let folder = tempfile::tempdir().unwrap();
