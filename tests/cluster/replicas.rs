@@ -236,7 +236,22 @@ impl Cluster {
         self.accounts(0).create_account(request).await.unwrap().into_inner().id
     }
 
-    /// New keys, all at once, at most a thousand in an account. They are known to all replicas.
+    /// The ids of an account's keys by their names.
+    async fn ids(&self, client: &mut Keys, account_id: &str) -> HashMap<String, String> {
+        let (mut ids, mut page_token) = (HashMap::new(), String::new());
+        loop {
+            let account_id = account_id.to_owned();
+            let request = ListKeysRequest { account_id, page_size: 1_000, page_token, ..ListKeysRequest::default() };
+            let page = client.list_keys(request).await.unwrap().into_inner();
+            ids.extend(page.keys.into_iter().map(|key| (key.name, key.id)));
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                return ids;
+            }
+        }
+    }
+
+    /// New keys, all at once. They are known to all replicas.
     pub(crate) async fn make_keys(&self, account_id: &str, number: usize, limits: &[Limit]) -> Vec<Made> {
         let batch = dice(u64::MAX);
         let secrets: Vec<String> = (0..number).map(|place| format!("imported-{batch}-{place:06}")).collect();
@@ -256,10 +271,7 @@ impl Cluster {
             let request = CheckKeyRequest { key, mode: Mode::Peek.into(), min_revision, ..CheckKeyRequest::default() };
             assert!(self.keys(replica).check_key(request).await.unwrap().into_inner().allowed);
         }
-        let request =
-            ListKeysRequest { account_id: account_id.to_owned(), page_size: 1_000, ..ListKeysRequest::default() };
-        let listed = client.list_keys(request).await.unwrap().into_inner().keys;
-        let ids: HashMap<String, String> = listed.into_iter().map(|key| (key.name, key.id)).collect();
+        let ids = self.ids(&mut client, account_id).await;
         let made = |secret: String| Made { id: ids[&secret].clone(), account_id: account_id.to_owned(), secret };
         secrets.into_iter().map(made).collect()
     }

@@ -33,12 +33,8 @@ impl Scene {
     async fn open(keys: usize, fence: Duration) -> Option<Self> {
         let cluster = Cluster::start(Shape { fence, ..Shape::default() })?;
         let account = cluster.account(Vec::new(), None).await;
-        let mut made = Vec::new();
-        // An import is of less than a thousand here.
-        while made.len() < keys + 1 {
-            made.extend(cluster.make_keys(&account, (keys + 1 - made.len()).min(500), &[]).await);
-        }
-        let (keys, history) = (Arc::new(made), Arc::new(History::default()));
+        let (keys, history) =
+            (Arc::new(cluster.make_keys(&account, keys + 1, &[]).await), Arc::new(History::default()));
         let load = Load::start(&cluster, &keys, &history, Traffic::default());
         Some(Self { cluster, keys, history, load })
     }
