@@ -185,7 +185,7 @@ pub(in crate::store) fn from_server(error: &PgDatabaseError) -> StoreError {
         }
         "55P03" => ": another transaction held it for too long",
         "40001" | "40P01" => ": another transaction was in its way; it may work the next time",
-        "53300" => ": raise `max_connections` of the server, or lower `store.connections_max`",
+        "53300" => ": raise `max_connections` of the server, or lower `store.pool_max`",
         "53100" => ": free some space on its disk",
         "57P01" | "57P02" | "57P03" => ": the server is stopping or starting",
         "25006" => ": the server is a standby, or was told to be read-only; name the primary",
