@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::ambient::Clock;
 use crate::config::{self, Config, Database};
 use crate::decision::secret::{Brand, Hasher};
-use crate::engine::{Engine, Options, pepper};
+use crate::engine::{Engine, Options, ReplicaOptions, pepper};
 use crate::store::metered::MeteredStore;
 use crate::store::sqlite::{OpenMode, SqliteStore};
 use crate::store::{SharedStore, Uncertain};
@@ -27,8 +27,9 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// Opens the store, creating it and bringing its schema up to date where needed. The index is still empty.
-    pub(super) async fn prepare(config: &Config) -> Result<Self, Failure> {
+    /// Opens the store, creating it and bringing its schema up to date where needed. The index is still empty. A process that serves
+    /// says how it takes part where several share the store.
+    pub(super) async fn prepare(config: &Config, replica: Option<ReplicaOptions>) -> Result<Self, Failure> {
         let clock = Clock::system();
         let metrics = Arc::new(Metrics::new());
         let hasher = match &config.keys.pepper_file {
@@ -43,9 +44,9 @@ impl Parts {
                 config::Uncertain::Charge => Uncertain::Charge,
                 config::Uncertain::Refund => Uncertain::Refund,
             },
-            journal: None,
+            journal: journal_path(config),
+            replica,
         };
-        let options = Options { journal: journal_path(config), ..options };
         let store = open_store(config).await?;
         let store: SharedStore = Arc::new(MeteredStore::new(store, clock.clone(), Arc::clone(&metrics)));
         let engine = Arc::new(Engine::new(Arc::clone(&store), clock, options));
@@ -54,7 +55,7 @@ impl Parts {
 
     /// The same, with the index filled, for a command that serves nobody.
     pub(super) async fn open(config: &Config) -> Result<Self, Failure> {
-        let parts = Self::prepare(config).await?;
+        let parts = Self::prepare(config, None).await?;
         match parts.engine.load_index().await {
             Ok(_) => Ok(parts),
             Err(error) => {

@@ -59,7 +59,7 @@ impl Engine {
         adjustment: &CreditAdjustment,
     ) -> Result<Account, Error> {
         let CreditAdjustment { amount, reason, operation_id } = adjustment;
-        let _changing = self.changing.lock().await;
+        let changing = self.begin_change().await?;
         for _ in 0..COMMIT_TRIES_MAX {
             let old = self.read(self.store.account(id)).await?.ok_or_else(|| Error::no_account(id))?;
             let made = operation_id.as_deref().and_then(|id| old.top_ups.find(id));
@@ -88,7 +88,12 @@ impl Engine {
                 writes: vec![Write::UpdateAccount(account.clone(), old.revision)],
             };
             match self.commit(commit).await {
-                Ok(revision) => return Ok(self.apply_account(Account { revision, ..account })),
+                Ok(revision) => {
+                    let account = self.apply_account(Account { revision, ..account }).await;
+                    drop(changing);
+                    self.await_everybody(revision).await?;
+                    return Ok(account);
+                }
                 Err(CommitError::Stale) => {}
                 Err(error) => return Err(commit_error(error)),
             }

@@ -85,14 +85,17 @@ impl Engine {
     /// Decides, and where it is allowed and `check.consume` is set, charges. It waits for the store where a budget has no
     /// units leased and the store has not said that there are none; else it answers at once.
     pub async fn check(&self, check: &Check<'_>, now: Time) -> Result<Answer, Error> {
+        self.require_fresh()?;
         let first = match self.try_check(check, now) {
-            Ok(answer) => return Ok(answer),
+            // Last: what the answer was decided by may be old by now.
+            Ok(answer) => return self.require_fresh().map(|()| answer),
             Err(ticket) => ticket,
         };
         let mut first = Some(first);
         // In a box, because most checks don't come here.
         let later = self.after_leases(|| first.take().map_or_else(|| self.try_check(check, self.clock.now()), Err));
-        Box::pin(later).await
+        let answer = Box::pin(later).await?;
+        self.require_fresh().map(|()| answer)
     }
 
     /// The same without waiting: where the store has to be asked first, a place among those who wait for it.

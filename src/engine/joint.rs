@@ -84,6 +84,7 @@ impl Engine {
     /// for a million, while no change is let in; from then on each key takes some 50 bytes more.
     pub async fn find_keys_by_id(&self) {
         let _changing = self.changing.lock().await;
+        let _writing = self.writing.lock().await;
         self.index.fill_ids();
     }
 
@@ -94,7 +95,9 @@ impl Engine {
     /// Uses are counted as those of a check are, for each share of a key that costs something. A key that was not charged only
     /// because of another share has no use to count.
     pub async fn charge_together(&self, shares: &[Share], within: Option<&AccountId>) -> Result<Vec<Charge>, Error> {
-        self.after_leases(|| self.try_charge_together(shares, within, self.clock.now())).await
+        self.require_fresh()?;
+        let charges = self.after_leases(|| self.try_charge_together(shares, within, self.clock.now())).await?;
+        self.require_fresh().map(|()| charges)
     }
 
     fn try_charge_together(

@@ -95,7 +95,7 @@ impl Engine {
     /// Makes a key.
     pub async fn create_key(&self, caller: &Caller, new: NewKey) -> Result<MadeKey, Error> {
         caller.require("tollgate:keys:write")?;
-        let _changing = self.changing.lock().await;
+        let changing = self.begin_change().await?;
         let now = self.clock.now();
         let (account, plan) = self.home_of(caller, new.account_id.as_ref())?;
         let key = assemble(new, account.id.clone(), new_id(now)?, String::new(), now, now)?;
@@ -119,8 +119,9 @@ impl Engine {
         let revision = self.commit(commit).await.map_err(|error| create_error(error, &plan))?;
         let key = Key { revision, ..key };
         let record = KeyRecord::new(&key, self.index.intern(&key.policy), None);
-        self.index.insert_key(LoadedKey { id: key.id, account_id: account.id, hash, record });
-        self.index.set_revision(revision);
+        let loaded = LoadedKey { id: key.id, account_id: account.id, hash, record };
+        self.apply_own(revision, |index| _ = index.insert_key(loaded)).await;
+        drop(changing);
         Ok(MadeKey { key, secret, revision })
     }
 
@@ -144,7 +145,9 @@ impl Engine {
             let event = AuditEvent { action: "key.update", subject: id.to_string(), details: changed };
             Ok(Change { key, new_secret: None, guards: guards_of_update(&account), event })
         };
-        self.change_key(caller, id, etag, change).await.map(|(stored, _)| stored)
+        let (stored, revision) = self.change_key(caller, id, etag, change).await?;
+        self.await_everybody(revision).await?;
+        Ok(stored)
     }
 
     /// Gives a key a new secret. The old one verifies for `grace_millis` more.
@@ -181,6 +184,10 @@ impl Engine {
             Ok(Change { key, new_secret: Some(StoredSecret { hash, pepper_id }), guards: Vec::new(), event })
         };
         let (stored, revision) = self.change_key(caller, id, etag, change).await?;
+        // What fails here must not: the new secret is known to nobody else. The old one is then refused everywhere within the fence.
+        if let Err(error) = self.await_everybody(revision).await {
+            tracing::warn!(%error, key = %id, "the key is rotated");
+        }
         let secret = made.ok_or_else(|| Error::Internal("a rotation made no secret".to_owned()))?;
         Ok(MadeKey { key: stored.key, secret, revision })
     }
@@ -196,14 +203,16 @@ impl Engine {
             let event = AuditEvent { action: "key.revoke", subject: id.to_string(), details };
             Ok(Change { key, new_secret: None, guards: Vec::new(), event })
         };
-        match self.change_key(caller, id, None, change).await {
-            Ok((stored, revision)) => Ok(RevokedKey { stored, revision }),
+        let revoked = match self.change_key(caller, id, None, change).await {
+            Ok((stored, revision)) => RevokedKey { stored, revision },
             Err(Error::Precondition { kind: KEY_REVOKED, .. }) => {
                 let stored = self.visible_key(caller, id).await?;
-                Ok(RevokedKey { revision: stored.key.revision, stored })
+                RevokedKey { revision: stored.key.revision, stored }
             }
-            Err(error) => Err(error),
-        }
+            Err(error) => return Err(error),
+        };
+        self.await_everybody(revoked.revision).await?;
+        Ok(revoked)
     }
 
     /// Extends the expiry of every key that renews itself and is due. Returns how many. A key that can't be is no reason to
@@ -251,7 +260,7 @@ impl Engine {
         etag: Option<&str>,
         mut change: impl FnMut(&StoredKey, Time) -> Result<Change, Error>,
     ) -> Result<(StoredKey, Revision), Error> {
-        let _changing = self.changing.lock().await;
+        let changing = self.begin_change().await?;
         for _ in 0..COMMIT_TRIES_MAX {
             let stored = self.visible_key(caller, id).await?;
             let expected = stored.key.revision;
@@ -272,8 +281,8 @@ impl Engine {
             match self.commit(commit).await {
                 Ok(revision) => {
                     let key = Key { revision, ..key };
-                    self.apply_key(&key, &stored, new_secret.as_ref());
-                    self.index.set_revision(revision);
+                    self.apply_own(revision, |_| self.apply_key(&key, &stored, new_secret.as_ref())).await;
+                    drop(changing);
                     let hash = new_secret.map_or(stored.hash, |secret| secret.hash);
                     return Ok((StoredKey { key, hash, activity: stored.activity }, revision));
                 }

@@ -45,6 +45,13 @@ impl Engine {
     /// Fails with [`Error::AlreadyExists`] where the name stands for another key or cost, and with [`Error::Precondition`]
     /// where it was given back. The caller lets it run to its end even if the client goes away.
     pub async fn check_operation(&self, check: &Check<'_>, id: &OperationId, now: Time) -> Result<Answer, Error> {
+        self.require_fresh()?;
+        let answer = self.operate(check, id, now).await?;
+        // Sent again once it is fresh, it is answered as it was charged.
+        self.require_fresh().map(|()| answer)
+    }
+
+    async fn operate(&self, check: &Check<'_>, id: &OperationId, now: Time) -> Result<Answer, Error> {
         let asked = match self.asked(check, now) {
             Ok(asked) => asked,
             Err(unidentified) => return Ok(unidentified.into()),

@@ -73,6 +73,9 @@ pub trait Replication: std::fmt::Debug + Send + Sync {
     /// The database's clock.
     async fn time(&self) -> Result<Time, StoreError>;
 
+    /// Breaks off all that is under way on connections that have stopped answering: a poll was answered that was sent later.
+    fn reset(&self);
+
     /// Waits until another process may have changed something that a poll would tell. Only a hint: it may miss, and may come for
     /// nothing.
     async fn hint(&self);
