@@ -34,6 +34,7 @@ pub mod pepper;
 mod plan;
 mod purse;
 mod recover;
+mod renew;
 mod replica;
 mod reserve;
 mod restate;

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use crate::ambient::{Clock, random};
-use crate::domain::Revision;
+use crate::domain::{Revision, Time};
 use crate::store::{
     Closed, Closing, Incarnation, LogPosition, Peer, Poll, Polled, Registration, Replica, Replication, Standing,
     StoreError, silent_after,
@@ -50,7 +50,7 @@ const POLL_TIME_MAX: Duration = Duration::from_secs(4);
 /// In the place of a time: a poll has failed since.
 const BROKEN: u64 = u64::MAX;
 /// How long a process that starts waits for others to end a move of the database.
-const MOVE_WAIT_MAX: Duration = Duration::from_secs(5);
+const MOVE_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// What this process knows of the store and of the others.
 #[derive(Debug)]
@@ -129,9 +129,10 @@ impl Share {
         self.beat_confirmed.store(0, Ordering::Relaxed);
     }
 
-    fn next_poll(&self, incarnation: Incarnation) -> Poll {
+    fn next_poll(&self, incarnation: Incarnation, flushed: Time) -> Poll {
         Poll {
             incarnation,
+            flushed,
             position: self.position(),
             beat: self.beat.fetch_add(1, Ordering::Relaxed) + 1,
             beat_confirmed: self.beat_confirmed.load(Ordering::Relaxed),
@@ -241,7 +242,9 @@ impl Engine {
             }
             tokio::time::sleep(RETRY_MAX).await;
         }
-        let poll = share.next_poll(self.leases.incarnation());
+        // Before it was there, it counted nothing.
+        self.usage.set_as_of(self.clock.now());
+        let poll = self.next_poll(share);
         let sent = self.poll(poll, self.clock.monotonic()).await;
         self.heed(store, share, sent).await?;
         Ok(())
@@ -322,10 +325,23 @@ impl Engine {
     }
 
     fn send_poll(self: &Arc<Self>, share: &Share, polls: &mut Polls) {
-        let (poll, began) = (share.next_poll(self.leases.incarnation()), self.clock.monotonic());
+        let (poll, began) = (self.next_poll(share), self.clock.monotonic());
         polls.began.insert(poll.beat, began);
         let engine = Arc::clone(self);
         polls.tasks.spawn(async move { engine.poll(poll, began).await });
+    }
+
+    fn next_poll(&self, share: &Share) -> Poll {
+        share.next_poll(self.leases.incarnation(), self.usage.as_of().unwrap_or(Time::from_millis(0)))
+    }
+
+    /// Up to when all that any process counted is in the store, but those that fell silent and were buried. Absent before the first
+    /// flush.
+    pub(super) fn usage_complete_to(&self) -> Option<Time> {
+        let own = self.usage.as_of()?;
+        let of_peers =
+            self.shared().and_then(|(_, share)| share.seen.borrow().peers.iter().map(|peer| peer.flushed).min());
+        Some(of_peers.map_or(own, |peers| own.min(peers)))
     }
 
     async fn poll(&self, poll: Poll, began: Duration) -> Sent {

@@ -67,6 +67,10 @@ impl UsageBuffer {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
+    pub(super) fn set_as_of(&self, time: Time) {
+        *self.as_of.lock().unwrap_or_else(PoisonError::into_inner) = Some(time);
+    }
+
     /// Everything up to this time is in the store.
     pub(super) fn as_of(&self) -> Option<Time> {
         *self.as_of.lock().unwrap_or_else(PoisonError::into_inner)
@@ -103,7 +107,7 @@ impl Engine {
             }
         }
         if let Some(taken_at) = flushing.taken_at.take() {
-            *self.usage.as_of.lock().unwrap_or_else(PoisonError::into_inner) = Some(taken_at);
+            self.usage.set_as_of(taken_at);
         }
         Ok(written)
     }
@@ -116,7 +120,7 @@ impl Engine {
 
     /// Sums usage.
     pub(super) async fn report(&self, of: UsageOf, span: &Span, by_key: bool) -> Result<UsageReport, Error> {
-        let as_of = self.usage.as_of();
+        let as_of = self.usage_complete_to();
         let query = UsageQuery { of, buckets: span.hours(), by_key, rows_max: REPORT_ROWS_MAX };
         let rows = self.read(self.store.usage(&query)).await?;
         if rows.len() >= usize::try_from(REPORT_ROWS_MAX).unwrap_or(usize::MAX) {

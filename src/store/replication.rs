@@ -113,6 +113,8 @@ pub struct Poll {
     pub beat: i64,
     /// The number of its last one that succeeded; 0 before the first.
     pub beat_confirmed: i64,
+    /// Up to when all that it counted is in the store.
+    pub flushed: Time,
 }
 
 /// What a poll tells.
@@ -190,6 +192,8 @@ pub struct Peer {
     pub acknowledged: Revision,
     /// For how long it has been silent, by the database's clock.
     pub silence: Duration,
+    /// Up to when all that it counted is in the store; when it was registered, before its first poll.
+    pub flushed: Time,
 }
 
 /// What a process remembers, after the database went back.
