@@ -26,6 +26,7 @@ mod envoy_outages;
 mod envoy_paths;
 mod envoy_policies;
 mod envoy_ratelimit;
+mod envoy_replicas;
 mod envoy_retries;
 mod envoy_tls;
 mod nginx;
