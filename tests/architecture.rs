@@ -99,7 +99,7 @@ const NEVER: [(&[&str], &[&str]); 7] = [
 const ONLY: [(&[&str], &[&str]); 7] = [
     (&["journal"], &["vmap", "zerocopy"]),
     (&["journal", "ambient"], &["rustix"]),
-    (&["store::sqlite"], &["sqlx"]),
+    (&["store::sqlite", "store::postgres", "store::shared"], &["sqlx"]),
     (&["transport", "cli", "proto"], &["crate::proto"]),
     (&["store::metered", "app", "tasks", "transport", "telemetry"], &["crate::telemetry"]),
     (

@@ -2,6 +2,8 @@
 //!
 //! A case is an `async fn(SharedStore)` in one of the modules, and a line in [`suite`]; each gets an empty store. To run
 //! the suite on a further engine, add a line at the end of this file.
+//!
+//! Where a machine has no PostgreSQL its half says `SKIPPED`.
 
 #![cfg(test)]
 
@@ -21,8 +23,18 @@ mod model;
 mod operations;
 #[path = "store_contract/records.rs"]
 mod records;
+mod support;
 #[path = "store_contract/usage.rs"]
 mod usage;
+
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use support::postgres::{Database, Postgres};
+use tokio::runtime::Runtime;
+use tollgate::store::SharedStore;
+use tollgate::store::postgres::{PostgresOptions, PostgresStore};
+use tollgate::store::sqlite::{OpenMode, SqliteStore};
 
 macro_rules! suite {
     ($engine:ident, $fresh:path) => {
@@ -94,8 +106,9 @@ macro_rules! suite {
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $case() {
-                    let (_kept, store) = $fresh().await;
-                    super::$module::$case(store).await;
+                    if let Some((_kept, store)) = $fresh().await {
+                        super::$module::$case(store).await;
+                    }
                 }
             )*
         }
@@ -103,11 +116,41 @@ macro_rules! suite {
 }
 
 /// An empty store in a file of its own, and what keeps that file.
-async fn fresh_sqlite() -> (tempfile::TempDir, tollgate::store::SharedStore) {
-    use tollgate::store::sqlite::{OpenMode, SqliteStore};
+async fn fresh_sqlite() -> Option<(tempfile::TempDir, SharedStore)> {
     let folder = tempfile::tempdir().unwrap();
     let store = SqliteStore::open(&folder.path().join("tollgate.db"), OpenMode::Create).await.unwrap();
-    (folder, std::sync::Arc::new(store))
+    Some((folder, Arc::new(store)))
+}
+
+/// The server of this process of tests, and an empty database that was migrated.
+static SERVER: LazyLock<Option<(Postgres, Database)>> = LazyLock::new(|| {
+    let server = Postgres::start()?;
+    let template = server.new_database();
+    let migrated = std::thread::scope(|threads| {
+        let migrate = || Runtime::new().unwrap().block_on(PostgresStore::migrate(&options(&template)));
+        threads.spawn(migrate).join().unwrap()
+    });
+    migrated.unwrap();
+    Some((server, template))
+});
+
+fn options(database: &Database) -> PostgresOptions {
+    PostgresOptions {
+        url: database.url().into(),
+        password_file: Some(database.password_file.clone()),
+        connections_max: 8,
+        connect_timeout: Duration::from_secs(30),
+        statement_timeout: Duration::from_secs(60),
+        log_kept: Duration::from_hours(24),
+    }
+}
+
+/// An empty store in a database of its own.
+async fn fresh_postgres() -> Option<((), SharedStore)> {
+    let (server, template) = SERVER.as_ref()?;
+    let store = PostgresStore::open(&options(&server.copy_of(template))).await.unwrap();
+    Some(((), Arc::new(store)))
 }
 
 suite!(sqlite, crate::fresh_sqlite);
+suite!(postgres, crate::fresh_postgres);

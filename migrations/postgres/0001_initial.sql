@@ -52,7 +52,7 @@ CREATE TABLE keys (
     auto_renew_millis bigint,
     revision          bigint NOT NULL,
     secret_hash       bytea NOT NULL UNIQUE CHECK (length(secret_hash) = 32),
-    pepper_id         text,
+    pepper_id         text COLLATE "C",
     policy            text NOT NULL,
     metadata          text NOT NULL,
     body              text NOT NULL
@@ -66,14 +66,14 @@ CREATE INDEX keys_by_pepper ON keys (pepper_id) WHERE pepper_id IS NOT NULL;
 CREATE TABLE retired_secrets (
     hash        bytea PRIMARY KEY CHECK (length(hash) = 32),
     key_id      bytea NOT NULL REFERENCES keys (id),
-    pepper_id   text,
+    pepper_id   text COLLATE "C",
     expire_time bigint NOT NULL,
     revision    bigint NOT NULL
 );
 CREATE INDEX retired_secrets_by_key ON retired_secrets (key_id, revision);
 CREATE INDEX retired_secrets_by_pepper ON retired_secrets (pepper_id) WHERE pepper_id IS NOT NULL;
 
--- What each revision wrote. Kept for `replicas.log_kept`.
+-- What each revision wrote. Kept for `replicas.log_kept`. The id of a key is its bytes in hexadecimal digits.
 CREATE TABLE changes (
     revision bigint NOT NULL,
     entity   text COLLATE "C" NOT NULL CHECK (entity IN ('plan', 'account', 'key')),

@@ -143,7 +143,7 @@ impl Engine {
             hasher: options.hasher.clone(),
             options,
             index: index::Index::new(),
-            usage: usage::UsageBuffer::default(),
+            usage: usage::UsageBuffer::new(incarnation),
             attempts: attempt::Attempts::new(),
             leases: lease::LeaseDesk::new(incarnation),
             journal: OnceLock::new(),

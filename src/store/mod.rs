@@ -14,9 +14,12 @@
 //! change of the trait needs a case there.
 
 mod lease;
+mod ledger;
 pub mod metered;
 mod operation;
+pub mod postgres;
 mod replication;
+mod shared;
 pub mod sqlite;
 
 use std::ops::Range;

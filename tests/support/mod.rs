@@ -1,6 +1,8 @@
 //! Servers of the real binary on sockets and files of their own, clients of them, and the tools that a machine may lack.
 #![allow(dead_code, clippy::allow_attributes, reason = "each file of tests uses a part of this")]
 
+pub(crate) mod postgres;
+
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};

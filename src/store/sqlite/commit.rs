@@ -2,10 +2,12 @@
 
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
-use super::insert_keys::{NewKey, insert_keys};
-use super::rows;
+use super::insert_keys::insert_keys;
 use super::writer::Writer;
 use crate::domain::{Account, Key, Plan, Revision, Time};
+use crate::store::shared::new_keys::NewKey;
+use crate::store::shared::rows;
+use crate::store::shared::writes::{changed, one_row};
 use crate::store::{AuditEvent, Commit, CommitError, Guard, StoreError, StoredSecret, Write};
 
 pub(super) async fn commit(writer: &Writer, commit: &Commit) -> Result<Revision, CommitError> {
@@ -37,15 +39,14 @@ async fn apply(connection: &mut SqliteConnection, commit: &Commit) -> Result<Rev
             .map_err(StoreError::from)?;
     let revision = Revision::new(revision);
 
-    let mut writes = commit.writes.iter().enumerate().peekable();
-    while let Some((place, write)) = writes.next() {
+    let mut writes = commit.writes.as_slice();
+    while let Some((write, rest)) = writes.split_first() {
+        let place = commit.writes.len() - writes.len();
+        writes = rest;
         match write {
-            Write::InsertKey(key, secret) => {
-                let mut new_keys = vec![NewKey { place, key, secret }];
-                while let Some(&(place, Write::InsertKey(key, secret))) = writes.peek() {
-                    new_keys.push(NewKey { place, key, secret });
-                    writes.next();
-                }
+            Write::InsertKey(..) => {
+                let new_keys = NewKey::run(&commit.writes, place);
+                writes = rest.get(new_keys.len() - 1..).unwrap_or(&[]);
                 insert_keys(connection, revision, &new_keys).await?;
             }
             Write::UpdateKey { key, expected, new_secret } => {
@@ -68,7 +69,8 @@ async fn apply(connection: &mut SqliteConnection, commit: &Commit) -> Result<Rev
                     .bind(id.as_str())
                     .bind(expected.number())
                     .execute(&mut *connection)
-                    .await;
+                    .await
+                    .map(|done| done.rows_affected());
                 one_row(deleted, || CommitError::PlanInUse, || CommitError::PlanInUse)?;
             }
         }
@@ -139,7 +141,8 @@ async fn retire_secret(
     .bind(expire_time.millis())
     .bind(revision.number())
     .execute(connection)
-    .await;
+    .await
+    .map(|done| done.rows_affected());
     one_row(retired, || CommitError::Stale, || CommitError::Stale)
 }
 
@@ -202,7 +205,7 @@ async fn update_key(
     query.push(" AND revision = ").push_bind(expected.number());
     // The id stays and the hash is known to be free, so that only the name can be taken.
     one_row(
-        query.build().execute(connection).await,
+        query.build().execute(connection).await.map(|done| done.rows_affected()),
         || CommitError::NameTaken(key.name.clone()),
         || CommitError::NoParent,
     )
@@ -227,7 +230,11 @@ async fn write_account(
     if let Some(expected) = expected {
         query = query.bind(expected.number());
     }
-    one_row(query.execute(connection).await, || CommitError::IdTaken, || CommitError::NoParent)
+    one_row(
+        query.execute(connection).await.map(|done| done.rows_affected()),
+        || CommitError::IdTaken,
+        || CommitError::NoParent,
+    )
 }
 
 /// Inserts, or updates what `expected` left.
@@ -245,23 +252,11 @@ async fn write_plan(
     if let Some(expected) = expected {
         query = query.bind(expected.number());
     }
-    one_row(query.execute(connection).await, || CommitError::IdTaken, || CommitError::NoParent)
-}
-
-/// Told apart: what was not unique, what refers to nothing or is referred to, what is not there as expected, and what
-/// has nothing to do with the records.
-fn one_row(
-    result: Result<sqlx::sqlite::SqliteQueryResult, sqlx::Error>,
-    not_unique: impl FnOnce() -> CommitError,
-    no_reference: impl FnOnce() -> CommitError,
-) -> Result<(), CommitError> {
-    match result {
-        Ok(done) if done.rows_affected() == 0 => Err(CommitError::Stale),
-        Ok(_) => Ok(()),
-        Err(sqlx::Error::Database(error)) if error.is_unique_violation() => Err(not_unique()),
-        Err(sqlx::Error::Database(error)) if error.is_foreign_key_violation() => Err(no_reference()),
-        Err(error) => Err(StoreError::from(error).into()),
-    }
+    one_row(
+        query.execute(connection).await.map(|done| done.rows_affected()),
+        || CommitError::IdTaken,
+        || CommitError::NoParent,
+    )
 }
 
 /// Rows of one statement: few enough for SQLite's 32,766 parameters at seven each.
@@ -277,14 +272,7 @@ async fn log_changes(
     for writes in writes.chunks(LOG_ROWS_MAX) {
         let mut query = QueryBuilder::<Sqlite>::new("INSERT OR IGNORE INTO changes (revision, entity, id) ");
         query.push_values(writes, |mut row, write| {
-            let (entity, id) = match write {
-                Write::InsertKey(key, _) | Write::UpdateKey { key, .. } => ("key", key.id.to_string()),
-                Write::InsertAccount(account) | Write::UpdateAccount(account, _) => {
-                    ("account", account.id.as_str().to_owned())
-                }
-                Write::InsertPlan(plan) | Write::UpdatePlan(plan, _) => ("plan", plan.id.as_str().to_owned()),
-                Write::DeletePlan(id, _) => ("plan", id.as_str().to_owned()),
-            };
+            let (entity, id) = changed(write);
             row.push_bind(revision.number()).push_bind(entity).push_bind(id);
         });
         query.build().persistent(writes.len() <= PREPARED_ROWS_MAX).execute(&mut *connection).await?;

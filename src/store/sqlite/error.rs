@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use sqlx::error::DatabaseError;
+use sqlx::sqlite::SqliteError;
 use thiserror::Error;
 
 use crate::store::StoreError;
@@ -130,33 +132,27 @@ const FULL: i32 = 13;
 const MISMATCH: i32 = 20;
 const NOT_A_DATABASE: i32 = 26;
 
-/// The lowest byte of an extended result code.
 fn primary_code(error: &sqlx::Error) -> Option<i32> {
-    let code: i32 = error.as_database_error()?.code()?.parse().ok()?;
+    database_code(error.as_database_error()?)
+}
+
+/// The lowest byte of an extended result code.
+fn database_code(error: &dyn DatabaseError) -> Option<i32> {
+    let code: i32 = error.code()?.parse().ok()?;
     Some(code & 0xff)
 }
 
-impl From<sqlx::Error> for StoreError {
-    /// Neither SQLite nor sqlx quotes a bound value in an error, so that no hash gets out here.
-    fn from(error: sqlx::Error) -> Self {
-        if let Some(code) = primary_code(&error) {
-            let message = error.as_database_error().map_or("", |database| database.message());
-            return match code {
-                CORRUPT | MISMATCH | NOT_A_DATABASE => Self::Corrupt(format!("{message} (SQLite result {code})")),
-                FULL => Self::Unavailable(format!("{message} (SQLite result {code}): free some space on its disk")),
-                _ => Self::Unavailable(format!("{message} (SQLite result {code})")),
-            };
+/// What an error of SQLite means.
+pub(in crate::store) fn from_sqlite(error: &SqliteError) -> StoreError {
+    let message = error.message();
+    match database_code(error) {
+        Some(code @ (CORRUPT | MISMATCH | NOT_A_DATABASE)) => {
+            StoreError::Corrupt(format!("{message} (SQLite result {code})"))
         }
-        #[expect(clippy::wildcard_enum_match_arm, reason = "the kinds are many, and grow")]
-        match error {
-            sqlx::Error::ColumnDecode { .. }
-            | sqlx::Error::Decode(_)
-            | sqlx::Error::ColumnIndexOutOfBounds { .. }
-            | sqlx::Error::ColumnNotFound(_)
-            | sqlx::Error::RowNotFound => Self::Corrupt(error.to_string()),
-            sqlx::Error::PoolTimedOut => Self::Unavailable("all of its connections are busy".to_owned()),
-            sqlx::Error::PoolClosed => Self::Unavailable("it has been closed".to_owned()),
-            _ => Self::Unavailable(error.to_string()),
+        Some(code @ FULL) => {
+            StoreError::Unavailable(format!("{message} (SQLite result {code}): free some space on its disk"))
         }
+        Some(code) => StoreError::Unavailable(format!("{message} (SQLite result {code})")),
+        None => StoreError::Unavailable(message.to_owned()),
     }
 }

@@ -6,17 +6,10 @@ use std::collections::HashSet;
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
 use super::commit::PREPARED_ROWS_MAX;
-use super::rows;
-use crate::domain::{Key, Revision, Time};
-use crate::store::{CommitError, StoreError, StoredSecret};
-
-/// A key to insert, and its place among the writes of its commit.
-#[derive(Clone, Copy)]
-pub(super) struct NewKey<'a> {
-    pub(super) place: usize,
-    pub(super) key: &'a Key,
-    pub(super) secret: &'a StoredSecret,
-}
+use crate::domain::{Revision, Time};
+use crate::store::shared::new_keys::{Existing, NewKey};
+use crate::store::shared::rows;
+use crate::store::{CommitError, StoreError};
 
 /// Rows of one statement: few enough for SQLite's 32,766 parameters at 15 each.
 const ROWS_MAX: usize = 1_000;
@@ -95,32 +88,21 @@ async fn taken_hashes(
     Ok(taken.into_iter().collect())
 }
 
-/// The first of these keys that breaks a rule, against what is stored or an earlier one of them.
+/// The first of these keys that breaks a rule.
 async fn find_offender(
     connection: &mut SqliteConnection,
     new_keys: &[NewKey<'_>],
     retired: HashSet<Vec<u8>>,
 ) -> Result<Option<CommitError>, StoreError> {
-    let accounts = existing_accounts(connection, new_keys).await?;
-    let mut ids = existing_ids(connection, new_keys).await?;
-    let mut names = existing_names(connection, new_keys).await?;
     let mut hashes = taken_hashes(connection, "SELECT secret_hash FROM keys WHERE secret_hash IN (", new_keys).await?;
     hashes.extend(retired);
-    for NewKey { place, key, secret } in new_keys {
-        if !accounts.contains(key.account_id.as_str()) {
-            return Ok(Some(CommitError::NoParent));
-        }
-        if !ids.insert(key.id.as_bytes().to_vec()) {
-            return Ok(Some(CommitError::IdTaken));
-        }
-        if !hashes.insert(secret.hash.as_bytes().to_vec()) {
-            return Ok(Some(CommitError::HashTaken(*place)));
-        }
-        if !key.is_revoked() && !names.insert((key.account_id.as_str().to_owned(), key.name.clone())) {
-            return Ok(Some(CommitError::NameTaken(key.name.clone())));
-        }
-    }
-    Ok(None)
+    let existing = Existing {
+        accounts: existing_accounts(connection, new_keys).await?,
+        ids: existing_ids(connection, new_keys).await?,
+        names: existing_names(connection, new_keys).await?,
+        hashes,
+    };
+    Ok(existing.offender(new_keys))
 }
 
 async fn existing_accounts(

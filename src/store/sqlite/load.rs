@@ -1,8 +1,7 @@
 //! Reads all that a check needs, fast enough to start with a million keys in seconds.
 //!
 //! Rows one by one would cost a hop between threads each, so SQLite packs a few thousand into one text, which is taken
-//! apart elsewhere while SQLite packs the next: fields end with [`FIELD`], rows with [`ROW`]. No column that is packed can
-//! hold either: names have no control characters, JSON escapes them, and the rest is words and numbers.
+//! apart elsewhere ([`packed`]) while SQLite packs the next.
 //!
 //! Two connections share the work. Their read transactions begin while the writer is held back, so both see the state of
 //! one revision, whatever is committed later.
@@ -15,20 +14,17 @@ use sqlx::{Connection as _, SqliteConnection};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 
-use super::intern::{Intern, Interned};
+use super::read;
 use super::writer::Writer;
-use super::{read, rows};
-use crate::decision::{Expiry, KeyPhase, KeyRecord};
-use crate::domain::{Account, KeyId, Revision, SecretHash, Time};
-use crate::store::{Loaded, LoadedKey, LogPosition, RetiredSecret, StoreError};
+use crate::domain::Revision;
+use crate::store::shared::intern::{Intern, Interned};
+use crate::store::shared::packed;
+use crate::store::{Loaded, LogPosition, StoreError};
 
 const CONNECTIONS: usize = 2;
 
 /// Rowids of one text.
 const ROWS_MAX: i64 = 2_000;
-
-const FIELD: char = '\u{1f}';
-const ROW: char = '\u{1e}';
 
 /// A table, and how it is packed.
 struct Packed {
@@ -41,7 +37,7 @@ const ACCOUNTS: Packed = Packed {
     range: "SELECT min(rowid), max(rowid) FROM accounts",
     chunk: "SELECT group_concat(concat_ws(char(31), id, plan_id, revision, body), char(30))
             FROM accounts WHERE rowid >= $1 AND rowid < $2",
-    parse: |text, _| Ok(Loaded::Accounts(parse_rows(text, account)?)),
+    parse: packed::accounts,
 };
 
 const KEYS: Packed = Packed {
@@ -49,14 +45,14 @@ const KEYS: Packed = Packed {
     chunk: "SELECT group_concat(concat_ws(char(31), hex(id), account_id, name, hex(secret_hash), environment, status,
               ifnull(expire_time, ''), revision, policy, metadata), char(30))
             FROM keys WHERE rowid >= $1 AND rowid < $2",
-    parse: |text, intern| Ok(Loaded::Keys(parse_rows(text, |fields| key(fields, intern))?)),
+    parse: packed::keys,
 };
 
 const RETIRED: Packed = Packed {
     range: "SELECT min(rowid), max(rowid) FROM retired_secrets",
     chunk: "SELECT group_concat(concat_ws(char(31), hex(r.hash), hex(k.secret_hash), r.expire_time), char(30))
             FROM retired_secrets AS r JOIN keys AS k ON k.id = r.key_id WHERE r.rowid >= $1 AND r.rowid < $2",
-    parse: |text, _| Ok(Loaded::RetiredSecrets(parse_rows(text, retired_secret)?)),
+    parse: packed::retired_secrets,
 };
 
 pub(super) async fn load(
@@ -169,88 +165,4 @@ async fn send_chunks(
 
 fn died(error: &JoinError) -> StoreError {
     StoreError::Unavailable(format!("loading was broken off: {error}"))
-}
-
-/// The fields of a row, in order.
-type Fields<'a> = std::str::Split<'a, char>;
-
-fn parse_rows<T>(
-    text: &str,
-    mut parse: impl FnMut(&mut Fields<'_>) -> Result<T, StoreError>,
-) -> Result<Vec<T>, StoreError> {
-    let mut parsed = Vec::with_capacity(usize::try_from(ROWS_MAX).unwrap_or(0));
-    for row in text.split(ROW) {
-        let mut fields = row.split(FIELD);
-        parsed.push(parse(&mut fields)?);
-        if fields.next().is_some() {
-            return Err(misshapen("control characters"));
-        }
-    }
-    Ok(parsed)
-}
-
-fn misshapen(what: &str) -> StoreError {
-    StoreError::Corrupt(format!("a row that has {what} where none are expected"))
-}
-
-fn field<'a>(fields: &mut Fields<'a>) -> Result<&'a str, StoreError> {
-    fields.next().ok_or_else(|| misshapen("no further columns"))
-}
-
-fn number(text: &str) -> Result<i64, StoreError> {
-    text.parse().map_err(|_| misshapen("letters"))
-}
-
-fn bytes<const N: usize>(hex: &str) -> Result<[u8; N], StoreError> {
-    let digit = |digit: u8| match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'A'..=b'F' => Some(digit - b'A' + 10),
-        _ => None,
-    };
-    let (pairs, rest) = hex.as_bytes().as_chunks::<2>();
-    if pairs.len() != N || !rest.is_empty() {
-        return Err(misshapen("too many or too few bytes"));
-    }
-    let mut bytes = [0; N];
-    for (byte, [high, low]) in bytes.iter_mut().zip(pairs) {
-        let (high, low) = digit(*high).zip(digit(*low)).ok_or_else(|| misshapen("letters"))?;
-        *byte = high << 4 | low;
-    }
-    Ok(bytes)
-}
-
-fn account(fields: &mut Fields<'_>) -> Result<Account, StoreError> {
-    let (id, plan_id, revision) = (field(fields)?, field(fields)?, number(field(fields)?)?);
-    rows::account(id, plan_id, revision, field(fields)?)
-}
-
-fn key(fields: &mut Fields<'_>, intern: &mut Intern) -> Result<LoadedKey, StoreError> {
-    let id = KeyId::from_bytes(bytes(field(fields)?)?);
-    let account_id = intern.account_id(field(fields)?)?;
-    let name = field(fields)?.into();
-    let hash = SecretHash::from_bytes(bytes(field(fields)?)?);
-    let environment = rows::environment(field(fields)?)?;
-    let phase = match field(fields)? {
-        "active" => KeyPhase::Active,
-        "disabled" => KeyPhase::Disabled,
-        "revoked" => KeyPhase::Revoked,
-        status => return Err(StoreError::Corrupt(format!("key `{id}`: `{status}` is no status"))),
-    };
-    let expiry = Expiry::new(match field(fields)? {
-        "" => None,
-        millis => Some(Time::from_millis(number(millis)?)),
-    });
-    let revision = Revision::new(number(field(fields)?)?);
-    let policy = intern.policy(id, field(fields)?)?;
-    let metadata = intern.metadata(id, field(fields)?)?;
-    let record = KeyRecord { name, policy, metadata, expiry, previous: None, revision, environment, phase };
-    Ok(LoadedKey { id, account_id, hash, record })
-}
-
-fn retired_secret(fields: &mut Fields<'_>) -> Result<RetiredSecret, StoreError> {
-    Ok(RetiredSecret {
-        hash: SecretHash::from_bytes(bytes(field(fields)?)?),
-        current: SecretHash::from_bytes(bytes(field(fields)?)?),
-        expire_time: Time::from_millis(number(field(fields)?)?),
-    })
 }

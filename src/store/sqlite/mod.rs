@@ -4,19 +4,17 @@
 //! open. A write runs in a task of its own: one that has begun is carried through even where its caller has gone away.
 //!
 //! SQL is written out where it is run, at run time; what a column is, `migrations/sqlite` says. To add one, add a
-//! migration, then its place in [`rows`], and a case in `tests/store_contract.rs`.
+//! migration, then its place in [`rows`](super::shared::rows), and a case in `tests/store_contract.rs`.
 
 mod commit;
 mod error;
 mod insert_keys;
-mod intern;
 mod leases;
 mod load;
 mod lock;
 mod open;
 mod operations;
 mod read;
-mod rows;
 mod schema;
 mod usage;
 mod writer;
@@ -32,10 +30,12 @@ use tokio::sync::mpsc;
 use tokio::task::JoinError;
 
 pub use error::OpenError;
+pub(super) use error::from_sqlite;
 pub use open::OpenMode;
 
 use self::lock::Lock;
 use self::writer::Writer;
+use super::shared::usage::MergedFlush;
 use super::{
     Closed, Closing, Commit, CommitError, KeyQuery, LeaseBatch, Leased, Loaded, LogPosition, Operation, OperationBatch,
     RecordError, Recorded, Refund, Store, StoreError, StoredKey, UncertainRow, UsageFlush, UsageQuery,
@@ -121,7 +121,7 @@ impl Store for SqliteStore {
     }
 
     async fn record_usage(&self, flush: &UsageFlush) -> Result<(), StoreError> {
-        let (writer, flush) = (Arc::clone(&self.writer), usage::MergedFlush::new(flush));
+        let (writer, flush) = (Arc::clone(&self.writer), MergedFlush::new(flush));
         let written = tokio::spawn(async move { usage::record(&writer, &flush).await });
         written.await.map_err(|error| died(&error))?
     }

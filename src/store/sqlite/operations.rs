@@ -1,18 +1,16 @@
 //! Operations: rows that say what was charged, written with the charge itself.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection};
 
-use super::leases::{LeaseKey, Move};
 use super::writer::Writer;
-use super::{leases, rows, usage};
-use crate::decision::quota::Slot;
-use crate::domain::{AccountId, BudgetId, OperationId, Time, UsageDelta, Verdict};
-use crate::store::{
-    NamedOperation, Operation, OperationBatch, OperationCharge, RecordError, Recorded, Refund, StoreError, forgotten_at,
-};
+use super::{leases, usage};
+use crate::domain::{AccountId, OperationId, Time, Verdict};
+use crate::store::ledger::{self, OperationName, operation_name, signed};
+use crate::store::shared::rows;
+use crate::store::{Operation, OperationBatch, RecordError, Recorded, Refund, StoreError, forgotten_at};
 
 /// Rows of one statement: few enough for SQLite's 32,766 parameters at nine each.
 const ROWS_MAX: usize = 1_000;
@@ -20,13 +18,6 @@ const ROWS_MAX: usize = 1_000;
 const FORGOTTEN_MAX: u32 = 2_000;
 
 const COLUMNS: &str = "key_id, environment, cost, credits, charges, time, refund_time";
-
-/// An account's id and an operation's.
-type Name<'a> = (&'a str, &'a [u8]);
-
-fn name(named: &NamedOperation) -> Name<'_> {
-    (named.account_id.as_str(), named.id.digest())
-}
 
 pub(super) async fn operation(
     readers: &SqlitePool,
@@ -39,7 +30,7 @@ pub(super) async fn operation(
 }
 
 /// The one of this name that is remembered.
-fn select((account_id, id): Name<'_>, now: Time) -> QueryBuilder<Sqlite> {
+fn select((account_id, id): OperationName<'_>, now: Time) -> QueryBuilder<Sqlite> {
     let mut query = QueryBuilder::new("SELECT ");
     query.push(COLUMNS).push(" FROM operations WHERE account_id = ").push_bind(account_id.to_owned());
     query.push(" AND id = ").push_bind(id.to_vec()).push(" AND time > ").push_bind(forgotten_at(now).millis());
@@ -48,19 +39,12 @@ fn select((account_id, id): Name<'_>, now: Time) -> QueryBuilder<Sqlite> {
 
 fn parse(row: &SqliteRow) -> Result<Operation, StoreError> {
     let (cost, credits): (i64, i64) = (row.try_get(2)?, row.try_get(3)?);
-    let charges: Vec<(String, i64, u64)> = rows::from_json(|| "an operation".to_owned(), row.try_get(4)?)?;
-    let charge = |(budget, slot, units)| OperationCharge {
-        budget: BudgetId::stored(budget),
-        slot: Slot::new(slot),
-        cell: None,
-        units,
-    };
     Ok(Operation {
         key_id: rows::key_id(row.try_get(0)?)?,
         environment: rows::environment(row.try_get(1)?)?,
         cost: u64::try_from(cost).unwrap_or(0),
         credits: u64::try_from(credits).unwrap_or(0),
-        charges: charges.into_iter().map(charge).collect(),
+        charges: ledger::decode_charges(row.try_get(4)?)?,
         time: Time::from_millis(row.try_get(5)?),
         refund_time: row.try_get::<Option<i64>, _>(6)?.map(Time::from_millis),
     })
@@ -78,33 +62,27 @@ pub(super) async fn record(writer: &Writer, batch: &OperationBatch) -> Result<Ve
 }
 
 async fn charge(connection: &mut SqliteConnection, batch: &OperationBatch) -> Result<Vec<Recorded>, StoreError> {
-    let mut names = HashSet::new();
-    let first: Vec<&NamedOperation> = batch.operations.iter().filter(|named| names.insert(name(named))).collect();
+    let first = ledger::first_of_each(&batch.operations);
+    let rows: Vec<_> = first.iter().map(|(name, operation)| (*name, *operation)).collect();
     let mut new = HashSet::new();
-    for operations in first.chunks(ROWS_MAX) {
-        insert(connection, operations, batch.now, &mut new).await?;
+    for rows in rows.chunks(ROWS_MAX) {
+        insert(connection, rows, batch.now, &mut new).await?;
     }
     let charged: Vec<&Operation> =
-        first.iter().filter(|named| new.contains(&owned(name(named)))).map(|named| &named.operation).collect();
-    let mut taken: BTreeMap<LeaseKey<'_>, Move<'_>> = BTreeMap::new();
-    for OperationCharge { budget, slot, cell, units } in charged.iter().flat_map(|operation| &operation.charges) {
-        let lease = (budget.as_str(), slot.number(), leases::cell_number(*cell));
-        taken.entry(lease).or_default().add(Move::charged(*units));
-    }
-    let taken: Vec<_> = taken.into_iter().collect();
-    for taken in taken.chunks(ROWS_MAX) {
+        rows.iter().filter(|(name, _)| new.contains(&owned(*name))).map(|(_, operation)| *operation).collect();
+    for taken in ledger::taken(&charged).chunks(ROWS_MAX) {
         leases::move_leases(connection, batch.incarnation, taken).await?;
     }
-    for deltas in used(&charged).chunks(ROWS_MAX) {
+    for deltas in ledger::used(&charged).chunks(ROWS_MAX) {
         usage::add_deltas(connection, deltas).await?;
     }
     let mut recorded = Vec::with_capacity(batch.operations.len());
     for named in &batch.operations {
         // The first of several of one name is the one that is new.
-        recorded.push(if new.remove(&owned(name(named))) {
+        recorded.push(if new.remove(&owned(operation_name(named))) {
             Recorded::New
         } else {
-            let row = select(name(named), batch.now).build().fetch_one(&mut *connection).await?;
+            let row = select(operation_name(named), batch.now).build().fetch_one(&mut *connection).await?;
             Recorded::Known(parse(&row)?)
         });
     }
@@ -112,29 +90,24 @@ async fn charge(connection: &mut SqliteConnection, batch: &OperationBatch) -> Re
     Ok(recorded)
 }
 
-fn owned((account_id, id): Name<'_>) -> (String, Vec<u8>) {
+fn owned((account_id, id): OperationName<'_>) -> (String, Vec<u8>) {
     (account_id.to_owned(), id.to_vec())
 }
 
 /// Puts in those of which there is none that is remembered, and notes which these are.
 async fn insert(
     connection: &mut SqliteConnection,
-    operations: &[&NamedOperation],
+    operations: &[(OperationName<'_>, &Operation)],
     now: Time,
     new: &mut HashSet<(String, Vec<u8>)>,
 ) -> Result<(), StoreError> {
-    let mut charges = Vec::with_capacity(operations.len());
-    for named in operations {
-        let triple = |charge: &OperationCharge| (charge.budget.to_string(), charge.slot.number(), charge.units);
-        charges.push(rows::to_json(&named.operation.charges.iter().map(triple).collect::<Vec<_>>())?);
-    }
-    let signed = |units: u64| i64::try_from(units).unwrap_or(i64::MAX);
+    let charges: Result<Vec<_>, _> =
+        operations.iter().map(|(_, operation)| ledger::encode_charges(&operation.charges)).collect();
     let mut query = QueryBuilder::<Sqlite>::new("INSERT INTO operations (account_id, id, ");
     query.push(COLUMNS).push(") ");
-    query.push_values(operations.iter().zip(charges), |mut row, (named, charges)| {
-        let (account_id, id) = name(named);
-        let Operation { key_id, environment, cost, credits, time, refund_time, charges: _ } = &named.operation;
-        row.push_bind(account_id).push_bind(id).push_bind(key_id.as_bytes().as_slice());
+    query.push_values(operations.iter().zip(charges?), |mut row, (((account_id, id), operation), charges)| {
+        let Operation { key_id, environment, cost, credits, time, refund_time, charges: _ } = operation;
+        row.push_bind(*account_id).push_bind(*id).push_bind(key_id.as_bytes().as_slice());
         row.push_bind(environment.to_string()).push_bind(signed(*cost)).push_bind(signed(*credits)).push_bind(charges);
         row.push_bind(time.millis()).push_bind(refund_time.map(Time::millis));
     });
@@ -149,24 +122,6 @@ async fn insert(
         new.insert((row.try_get(0)?, row.try_get(1)?));
     }
     Ok(())
-}
-
-/// The checks as they are counted, each cell once.
-fn used(charged: &[&Operation]) -> Vec<UsageDelta> {
-    let mut cells: BTreeMap<_, (u64, u64)> = BTreeMap::new();
-    for operation in charged {
-        let (requests, credits) = cells.entry((operation.key_id, operation.time.hour())).or_default();
-        *requests += 1;
-        *credits = credits.saturating_add(operation.credits);
-    }
-    let delta = |((key_id, hour), (requests, credits))| UsageDelta {
-        key_id,
-        hour,
-        verdict: Verdict::Allowed,
-        requests,
-        credits,
-    };
-    cells.into_iter().map(delta).collect()
 }
 
 async fn forget(connection: &mut SqliteConnection, now: Time) -> Result<(), StoreError> {
@@ -197,7 +152,11 @@ pub(super) async fn refund(
     }
 }
 
-async fn give_back(connection: &mut SqliteConnection, name: Name<'_>, now: Time) -> Result<Refund, StoreError> {
+async fn give_back(
+    connection: &mut SqliteConnection,
+    name: OperationName<'_>,
+    now: Time,
+) -> Result<Refund, StoreError> {
     let Some(row) = select(name, now).build().fetch_optional(&mut *connection).await? else {
         return Ok(Refund::Unknown);
     };
@@ -224,7 +183,7 @@ async fn give_back(connection: &mut SqliteConnection, name: Name<'_>, now: Time)
     sqlx::query(
         "UPDATE usage_hourly SET credits = max(credits - $1, 0) WHERE key_id = $2 AND hour = $3 AND verdict = $4",
     )
-    .bind(i64::try_from(operation.credits).unwrap_or(i64::MAX))
+    .bind(signed(operation.credits))
     .bind(operation.key_id.as_bytes().as_slice())
     .bind(operation.time.hour())
     .bind(Verdict::Allowed.number())

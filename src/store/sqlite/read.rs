@@ -3,8 +3,8 @@
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 use sqlx::{QueryBuilder, Row as _, Sqlite};
 
-use super::rows::{self, KEY_COLUMNS};
 use crate::domain::{Account, AccountId, KeyId, Plan, PlanId, Revision, Status, Time};
+use crate::store::shared::rows::{self, KEY_COLUMNS};
 use crate::store::{KeyQuery, StoreError, StoredKey};
 
 const ACTIVITY_JOIN: &str = " LEFT JOIN key_activity AS a ON a.key_id = k.id";

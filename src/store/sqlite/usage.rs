@@ -3,48 +3,16 @@
 use std::fmt::Write as _;
 use std::sync::LazyLock;
 
-use sqlx::sqlite::{SqlitePool, SqliteRow};
-use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection};
+use sqlx::sqlite::SqlitePool;
+use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
-use super::rows;
 use super::writer::Writer;
-use crate::domain::{Activity, UsageDelta, UsageRow, Verdict};
-use crate::store::{StoreError, UsageFlush, UsageOf, UsageQuery};
-
-/// How long the ids of flushes are kept; a flush is sent again within seconds, or never.
-const FLUSH_IDS_KEPT_MILLIS: i64 = 24 * 3_600_000;
+use crate::domain::{Activity, UsageDelta, UsageRow};
+use crate::store::shared::usage::{MergedFlush, hours, sum_row};
+use crate::store::{StoreError, UsageOf, UsageQuery};
 
 /// Rows of one statement: few enough for SQLite's 32,766 parameters at five each.
 const ROWS_MAX: usize = 2_000;
-
-/// A flush, with one row for each of the table's.
-pub(super) struct MergedFlush {
-    id: [u8; 16],
-    time: i64,
-    deltas: Vec<UsageDelta>,
-    activities: Vec<Activity>,
-}
-
-impl MergedFlush {
-    /// In the order of the tables, so that neighbours are written together.
-    pub(super) fn new(flush: &UsageFlush) -> Self {
-        let mut deltas = flush.deltas.clone();
-        deltas.sort_unstable_by_key(|delta| (delta.key_id, delta.hour, delta.verdict));
-        deltas.dedup_by(|delta, kept| {
-            let same = (delta.key_id, delta.hour, delta.verdict) == (kept.key_id, kept.hour, kept.verdict);
-            if same {
-                kept.requests = kept.requests.saturating_add(delta.requests);
-                kept.credits = kept.credits.saturating_add(delta.credits);
-            }
-            same
-        });
-        let mut activities = flush.activities.clone();
-        // The latest of each key first, which is the one that stays.
-        activities.sort_by_key(|activity| (activity.key_id, std::cmp::Reverse(activity.last_used_time)));
-        activities.dedup_by_key(|activity| activity.key_id);
-        Self { id: flush.id, time: flush.time.millis(), deltas, activities }
-    }
-}
 
 pub(super) async fn record(writer: &Writer, flush: &MergedFlush) -> Result<(), StoreError> {
     let mut transaction = writer.begin().await?;
@@ -67,7 +35,7 @@ async fn add(connection: &mut SqliteConnection, flush: &MergedFlush) -> Result<(
         return Ok(());
     }
     sqlx::query("DELETE FROM usage_flushes WHERE time < $1")
-        .bind(flush.time.saturating_sub(FLUSH_IDS_KEPT_MILLIS))
+        .bind(flush.ids_forgotten_at())
         .execute(&mut *connection)
         .await?;
     for deltas in flush.deltas.chunks(ROWS_MAX) {
@@ -166,37 +134,15 @@ pub(super) async fn sums(readers: &SqlitePool, wanted: &UsageQuery) -> Result<Ve
 /// `[[hour,place],…]` of all hours of the buckets.
 fn hours_json(buckets: &[(i64, i64)]) -> String {
     let mut json = String::from("[");
-    for (place, (start, end)) in buckets.iter().enumerate() {
-        for hour in *start..*end {
-            if json.len() > 1 {
-                json.push(',');
-            }
-            if write!(json, "[{hour},{place}]").is_err() {
-                // Writing to a string does not fail.
-                return json;
-            }
+    for (hour, place) in hours(buckets) {
+        if json.len() > 1 {
+            json.push(',');
+        }
+        if write!(json, "[{hour},{place}]").is_err() {
+            // Writing to a string does not fail.
+            return json;
         }
     }
     json.push(']');
     json
-}
-
-fn sum_row(row: &SqliteRow) -> Result<UsageRow, StoreError> {
-    let place: i64 = row.try_get(0)?;
-    let number: u8 = row.try_get(3)?;
-    Ok(UsageRow {
-        bucket: usize::try_from(place).map_err(|error| StoreError::Corrupt(format!("a bucket's place: {error}")))?,
-        key_id: row.try_get::<Option<&[u8]>, _>(1)?.map(rows::key_id).transpose()?,
-        environment: rows::environment(row.try_get(2)?)?,
-        verdict: Verdict::from_number(number)
-            .ok_or_else(|| StoreError::Corrupt(format!("usage of the verdict {number}, which is unknown")))?,
-        requests: joined(row.try_get(4)?, row.try_get(5)?),
-        credits: joined(row.try_get(6)?, row.try_get(7)?),
-    })
-}
-
-/// The sum whose halves these are.
-fn joined(upper: i64, lower: i64) -> u64 {
-    let (upper, lower) = (u64::try_from(upper).unwrap_or(0), u64::try_from(lower).unwrap_or(0));
-    upper.saturating_mul(1 << 32).saturating_add(lower)
 }

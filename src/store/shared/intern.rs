@@ -16,14 +16,14 @@ type Known<T> = HashMap<Box<str>, T>;
 
 /// What all who load have met.
 #[derive(Default)]
-pub(super) struct Interned {
+pub(in crate::store) struct Interned {
     account_ids: Mutex<Known<AccountId>>,
     policies: Mutex<Known<Arc<Policy>>>,
     metadata: Mutex<Known<Arc<Metadata>>>,
 }
 
 /// What one of them has met, so that it seldom has to wait for the others.
-pub(super) struct Intern {
+pub(in crate::store) struct Intern {
     interned: Arc<Interned>,
     account_ids: Known<AccountId>,
     policies: Known<Arc<Policy>>,
@@ -31,22 +31,22 @@ pub(super) struct Intern {
 }
 
 impl Intern {
-    pub(super) fn new(interned: Arc<Interned>) -> Self {
+    pub(in crate::store) fn new(interned: Arc<Interned>) -> Self {
         Self { interned, account_ids: Known::new(), policies: Known::new(), metadata: Known::new() }
     }
 
-    pub(super) fn account_id(&mut self, text: &str) -> Result<AccountId, StoreError> {
+    pub(in crate::store) fn account_id(&mut self, text: &str) -> Result<AccountId, StoreError> {
         known(&mut self.account_ids, &self.interned.account_ids, text, rows::parse_account_id)
     }
 
-    pub(super) fn policy(&mut self, key: KeyId, text: &str) -> Result<Arc<Policy>, StoreError> {
+    pub(in crate::store) fn policy(&mut self, key: KeyId, text: &str) -> Result<Arc<Policy>, StoreError> {
         known(&mut self.policies, &self.interned.policies, text, |text| {
             rows::from_json(|| format!("key `{key}`"), text).map(Arc::new)
         })
     }
 
     /// No notes are the same as none.
-    pub(super) fn metadata(&mut self, key: KeyId, text: &str) -> Result<Option<Arc<Metadata>>, StoreError> {
+    pub(in crate::store) fn metadata(&mut self, key: KeyId, text: &str) -> Result<Option<Arc<Metadata>>, StoreError> {
         if text == "{}" {
             return Ok(None);
         }

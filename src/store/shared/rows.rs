@@ -5,8 +5,7 @@ use std::net::IpAddr;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use sqlx::Row as _;
-use sqlx::sqlite::SqliteRow;
+use sqlx::{ColumnIndex, Decode, Row, Type};
 
 use crate::domain::{
     Account, AccountId, AccountStatus, Activity, CreditOverride, Environment, Key, KeyId, KeyStatus, Limit, Metadata,
@@ -74,15 +73,18 @@ struct RevocationBody {
 }
 
 /// JSON for a column. The types that are written here cannot fail to become JSON.
-pub(super) fn to_json(value: &impl Serialize) -> Result<String, StoreError> {
+pub(in crate::store) fn to_json(value: &impl Serialize) -> Result<String, StoreError> {
     serde_json::to_string(value).map_err(|error| StoreError::Corrupt(format!("cannot be written as JSON: {error}")))
 }
 
-pub(super) fn from_json<T: DeserializeOwned>(what: impl FnOnce() -> String, text: &str) -> Result<T, StoreError> {
+pub(in crate::store) fn from_json<T: DeserializeOwned>(
+    what: impl FnOnce() -> String,
+    text: &str,
+) -> Result<T, StoreError> {
     serde_json::from_str(text).map_err(|error| StoreError::Corrupt(format!("{}: {error}", what())))
 }
 
-pub(super) fn plan_body(plan: &Plan) -> Result<String, StoreError> {
+pub(in crate::store) fn plan_body(plan: &Plan) -> Result<String, StoreError> {
     to_json(&PlanBody {
         display_name: plan.display_name.clone(),
         api_access: plan.api_access,
@@ -96,7 +98,7 @@ pub(super) fn plan_body(plan: &Plan) -> Result<String, StoreError> {
     })
 }
 
-pub(super) fn account_body(account: &Account) -> Result<String, StoreError> {
+pub(in crate::store) fn account_body(account: &Account) -> Result<String, StoreError> {
     to_json(&AccountBody {
         name: account.name.clone(),
         status: account.status,
@@ -112,7 +114,7 @@ pub(super) fn account_body(account: &Account) -> Result<String, StoreError> {
     })
 }
 
-pub(super) fn key_body(key: &Key) -> Result<String, StoreError> {
+pub(in crate::store) fn key_body(key: &Key) -> Result<String, StoreError> {
     let revocation = match &key.status {
         KeyStatus::Active | KeyStatus::Disabled => None,
         KeyStatus::Revoked(Revocation { time, reason, actor }) => {
@@ -128,7 +130,7 @@ pub(super) fn key_body(key: &Key) -> Result<String, StoreError> {
     })
 }
 
-pub(super) const fn status_word(status: &KeyStatus) -> &'static str {
+pub(in crate::store) const fn status_word(status: &KeyStatus) -> &'static str {
     match status {
         KeyStatus::Active => "active",
         KeyStatus::Disabled => "disabled",
@@ -136,7 +138,7 @@ pub(super) const fn status_word(status: &KeyStatus) -> &'static str {
     }
 }
 
-pub(super) fn plan(id: &str, revision: i64, body: &str) -> Result<Plan, StoreError> {
+pub(in crate::store) fn plan(id: &str, revision: i64, body: &str) -> Result<Plan, StoreError> {
     let what = || format!("plan `{id}`");
     let PlanBody {
         display_name,
@@ -164,7 +166,7 @@ pub(super) fn plan(id: &str, revision: i64, body: &str) -> Result<Plan, StoreErr
     })
 }
 
-pub(super) fn account(id: &str, plan_id: &str, revision: i64, body: &str) -> Result<Account, StoreError> {
+pub(in crate::store) fn account(id: &str, plan_id: &str, revision: i64, body: &str) -> Result<Account, StoreError> {
     let what = || format!("account `{id}`");
     let AccountBody {
         name,
@@ -198,18 +200,25 @@ pub(super) fn account(id: &str, plan_id: &str, revision: i64, body: &str) -> Res
 }
 
 /// What [`key`] reads, from `keys AS k LEFT JOIN key_activity AS a`.
-pub(super) const KEY_COLUMNS: &str = "k.id, k.account_id, k.name, k.environment, k.prefix, k.status, k.create_time,
+pub(in crate::store) const KEY_COLUMNS: &str =
+    "k.id, k.account_id, k.name, k.environment, k.prefix, k.status, k.create_time,
     k.expire_time, k.auto_renew_millis, k.revision, k.secret_hash, k.policy, k.metadata, k.body,
     (SELECT r.expire_time FROM retired_secrets AS r WHERE r.key_id = k.id ORDER BY r.revision DESC LIMIT 1),
     a.last_used_time, a.last_used_ip";
 
 /// A row of [`KEY_COLUMNS`].
-pub(super) fn key(row: &SqliteRow) -> Result<StoredKey, StoreError> {
+pub(in crate::store) fn key<'r, R: Row>(row: &'r R) -> Result<StoredKey, StoreError>
+where
+    usize: ColumnIndex<R>,
+    &'r [u8]: Decode<'r, R::Database> + Type<R::Database>,
+    &'r str: Decode<'r, R::Database> + Type<R::Database>,
+    i64: Decode<'r, R::Database> + Type<R::Database>,
+{
     let id = key_id(row.try_get(0)?)?;
     let what = || format!("key `{id}`");
     let KeyBody { description, update_time, rotate_time, previous_prefix, revocation } =
         from_json(what, row.try_get(13)?)?;
-    let status = match (row.try_get::<&str, _>(5)?, revocation) {
+    let status = match (row.try_get::<&'r str, _>(5)?, revocation) {
         ("active", _) => KeyStatus::Active,
         ("disabled", _) => KeyStatus::Disabled,
         ("revoked", Some(RevocationBody { time, reason, actor })) => {
@@ -224,10 +233,10 @@ pub(super) fn key(row: &SqliteRow) -> Result<StoredKey, StoreError> {
     let key = Key {
         id,
         account_id: parse_account_id(row.try_get(1)?)?,
-        name: row.try_get(2)?,
+        name: row.try_get::<&'r str, _>(2)?.to_owned(),
         description,
         environment: environment(row.try_get(3)?)?,
-        prefix: row.try_get(4)?,
+        prefix: row.try_get::<&'r str, _>(4)?.to_owned(),
         policy: from_json(what, row.try_get(11)?)?,
         status,
         create_time: Time::from_millis(row.try_get(6)?),
@@ -251,21 +260,21 @@ fn activity(key_id: KeyId, time: Option<i64>, ip: Option<&str>) -> Result<Option
     Ok(Some(Activity { key_id, last_used_time: Time::from_millis(time), last_used_ip }))
 }
 
-pub(super) fn key_id(bytes: &[u8]) -> Result<KeyId, StoreError> {
+pub(in crate::store) fn key_id(bytes: &[u8]) -> Result<KeyId, StoreError> {
     let bytes = bytes.try_into().map_err(|_| StoreError::Corrupt("a key's id is not 16 bytes long".to_owned()))?;
     Ok(KeyId::from_bytes(bytes))
 }
 
-pub(super) fn hash(bytes: &[u8]) -> Result<SecretHash, StoreError> {
+pub(in crate::store) fn hash(bytes: &[u8]) -> Result<SecretHash, StoreError> {
     let bytes = bytes.try_into().map_err(|_| StoreError::Corrupt("a secret's hash is not 32 bytes long".to_owned()))?;
     Ok(SecretHash::from_bytes(bytes))
 }
 
-pub(super) fn environment(text: &str) -> Result<Environment, StoreError> {
+pub(in crate::store) fn environment(text: &str) -> Result<Environment, StoreError> {
     Environment::parse(text).ok_or_else(|| StoreError::Corrupt(format!("`{text}` is no environment")))
 }
 
-pub(super) fn parse_account_id(text: &str) -> Result<AccountId, StoreError> {
+pub(in crate::store) fn parse_account_id(text: &str) -> Result<AccountId, StoreError> {
     AccountId::parse(text).map_err(|error| StoreError::Corrupt(error.to_string()))
 }
 
