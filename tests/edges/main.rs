@@ -25,6 +25,7 @@ mod envoy_grpc;
 mod envoy_outages;
 mod envoy_paths;
 mod envoy_policies;
+mod envoy_postgres;
 mod envoy_ratelimit;
 mod envoy_replicas;
 mod envoy_retries;
