@@ -10,7 +10,8 @@ use std::error::Error;
 
 use secrecy::SecretString;
 
-use crate::config::Config;
+use crate::config::{Config, Database};
+use crate::store::postgres::{Migrated, PostgresStore};
 
 pub use dev::{DevInfo, DevSecrets};
 pub use doctor::{Finding, doctor};
@@ -52,10 +53,18 @@ pub fn bootstrap(config: &Config, again: bool) -> Result<Bootstrapped, Failure> 
 /// Brings the store's schema up to date, and says what it did.
 pub fn migrate(config: &Config) -> Result<String, Failure> {
     setup::block_on(async {
+        let database = setup::database_url(config);
+        if let Database::Postgres(url) = &config.store.database {
+            let Migrated { from, to } = PostgresStore::migrate(&setup::postgres_options(config, url)).await?;
+            return Ok(if from == to {
+                format!("the schema of {database} is up to date (version {to})")
+            } else {
+                format!("the schema of {database} was brought from version {from} to {to}")
+            });
+        }
         let parts = Parts::open(config).await?;
         let revision = parts.engine.index_size().2;
         parts.close().await;
-        let database = setup::database_url(config);
         Ok(format!("the schema of {database} is up to date (revision {} of its records)", revision.number()))
     })
 }

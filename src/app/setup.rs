@@ -4,10 +4,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::ambient::Clock;
-use crate::config::{self, Config, Database};
+use crate::config::{self, Config, Database, PostgresUrl};
 use crate::decision::secret::{Brand, Hasher};
 use crate::engine::{Engine, Options, ReplicaOptions, pepper};
 use crate::store::metered::MeteredStore;
+use crate::store::postgres::{PostgresOptions, PostgresStore};
 use crate::store::sqlite::{OpenMode, SqliteStore};
 use crate::store::{SharedStore, Uncertain};
 use crate::telemetry::metrics::Metrics;
@@ -73,7 +74,20 @@ impl Parts {
 async fn open_store(config: &Config) -> Result<SharedStore, Failure> {
     match &config.store.database {
         Database::Sqlite(path) => Ok(Arc::new(SqliteStore::open(path, OpenMode::Create).await?)),
-        Database::Postgres(url) => Err(format!("{url}: PostgreSQL is not supported yet").into()),
+        Database::Postgres(url) => Ok(Arc::new(PostgresStore::open(&postgres_options(config, url)).await?)),
+    }
+}
+
+/// How a PostgreSQL database is reached.
+pub(super) fn postgres_options(config: &Config, url: &PostgresUrl) -> PostgresOptions {
+    let store = &config.store;
+    PostgresOptions {
+        url: url.secret().clone(),
+        password_file: store.password_file.clone(),
+        connections_max: u32::try_from(store.pool_max).unwrap_or(u32::MAX),
+        connect_timeout: store.connect_timeout,
+        statement_timeout: store.statement_timeout,
+        log_kept: config.replicas.log_kept,
     }
 }
 

@@ -9,9 +9,11 @@ use crate::domain::{Account, AccountId, BudgetId, Environment, Time, UNITS_MAX, 
 use crate::store::{Commit, CommitError, LeaseAsk, LeaseBatch, Write};
 
 use super::account::{event, require_admin};
+use super::all_or_none::Budgets as _;
+use super::ask::Urgency;
 use super::index::AccountEntry;
 use super::lease::Holder;
-use super::meter::{Budgets as _, CreditStatus};
+use super::meter::CreditStatus;
 use super::{COMMIT_TRIES_MAX, Caller, Engine, Error, commit_error};
 
 /// What to give to an account, or to take away.
@@ -119,7 +121,7 @@ impl Engine {
             return Ok(credits.topped_up_remaining);
         }
         // Where credits are not counted no meter holds them. What one had leased when they still were goes back first.
-        let ticket = self.leases.enqueue([Holder::Pool(Arc::clone(&entry), Environment::Live)]);
+        let ticket = self.leases.enqueue([Holder::Pool(Arc::clone(&entry), Environment::Live)], Urgency::Now);
         self.leases.served(ticket).await?;
         let rule = Rule::of_top_ups(account.top_ups.sum);
         let budget = BudgetId::of_top_ups(&account.id);
@@ -137,7 +139,8 @@ impl Engine {
             ahead: 0,
             ahead_cell: None,
         };
-        let batch = LeaseBatch { incarnation: self.leases.incarnation, now: self.clock.now(), asks: vec![ask] };
+        let (incarnation, now) = (self.incarnation(), self.clock.now());
+        let batch = LeaseBatch { incarnation, now, asks: vec![ask], released: Vec::new() };
         let leased = self.store.lease(&batch).await;
         Self::note_store(&self.writing_fails, leased.as_ref().err(), "written");
         Ok(leased?.first().map_or(0, |leased| leased.state.available(&rule)))
@@ -149,13 +152,14 @@ impl Engine {
             let now = self.clock.now();
             let mut meter = entry.meter(Environment::Live);
             meter.advance(&Arc::clone(&entry.state.load().terms), Environment::Live, now);
+            let old = self.leases.clock(&self.clock).is_some_and(|clock| meter.freshen(clock.monotonic()));
             let Some(purse) = &meter.credits else { return Ok(None) };
-            if purse.is_asked() {
+            if purse.is_asked() && !old {
                 return Ok(Some(CreditStatus::of(purse, false, now)));
             }
             meter.want(0, 0);
             drop(meter);
-            Err(self.leases.enqueue([Holder::Pool(Arc::clone(entry), Environment::Live)]))
+            Err(self.leases.enqueue([Holder::Pool(Arc::clone(entry), Environment::Live)], Urgency::Now))
         };
         self.after_leases(attempt).await
     }

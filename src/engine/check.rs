@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::decision::{AccountTerms, KeyRecord, Request, authorize, missing_scopes, secret::Shape};
 use crate::domain::{AccountId, Environment, KeyId, Revision, SecretHash, Time, Verdict};
 
+use super::all_or_none::Budgets as _;
 use super::attempt::Attempt;
 use super::index::{Found, KeyEntry};
 use super::lease::Ticket;
@@ -110,7 +111,7 @@ impl Engine {
                 Charged::Done((charge, queue), wants) => (charge, queue, wants),
                 Charged::Wait(wants) => return Err(self.enqueue_wants(entry, asked.environment(), wants)),
             };
-        if wants.any() {
+        if wants.urgency().is_some() {
             self.enqueue_wants(entry, asked.environment(), wants);
         }
         if queue {
@@ -144,6 +145,10 @@ impl Engine {
         authorized: Result<(), Verdict>,
         now: Time,
     ) -> Charged<(Charge, bool)> {
+        let stale = if check.consume || authorized.is_err() { Wants::default() } else { self.freshen(meter, entry) };
+        if stale.urgency().is_some() {
+            return Charged::Wait(stale);
+        }
         let charged_before = authorized.is_ok() && self.was_charged(entry.id, check);
         let charged = match authorized {
             Ok(()) if charged_before => self.peek_charge(meter, entry, now),
@@ -210,13 +215,13 @@ impl Engine {
         let seen = terms();
         let mut charged = if seen.account_limits.is_empty() && seen.credits.is_none() {
             meter.advance(&record.policy, &seen, now);
-            charge(meter, None, cost, take, now)
+            charge(meter, None, cost, take, now, self.leases.clock(&self.clock))
         } else {
             let mut shared = entry.account.meter(record.environment);
             let terms = terms();
             meter.advance(&record.policy, &terms, now);
             shared.advance(&terms, record.environment, now);
-            charge(meter, Some(&mut shared), cost, take, now)
+            charge(meter, Some(&mut shared), cost, take, now, self.leases.clock(&self.clock))
         };
         if let Charged::Done(charge, _) = &mut charged
             && charge.verdict == Verdict::Allowed
@@ -233,9 +238,22 @@ impl Engine {
         self.charge(meter, entry, 0, None::<fn(&mut KeyMeter, Option<&mut AccountMeter>) -> Wants>, now)
     }
 
+    /// Where other processes spend, too, has the budgets of which the store was not asked lately ask how they stand. Says whose they
+    /// are.
+    fn freshen(&self, meter: &mut KeyMeter, entry: &KeyEntry) -> Wants {
+        let Some(clock) = self.leases.clock(&self.clock) else { return Wants::default() };
+        let at = clock.monotonic();
+        let of_key = meter.freshen(at);
+        Wants::to_know(of_key, entry.account.meter(entry.record.load().environment).freshen(at))
+    }
+
     /// What is left of a key's budgets.
     pub(super) async fn peek(&self, entry: &Arc<KeyEntry>) -> Result<Charge, Error> {
-        let attempt = || match entry.with_meter(|meter| self.peek_charge(meter, entry, self.clock.now())) {
+        let peek = |meter: &mut KeyMeter| match self.freshen(meter, entry) {
+            Wants { key: None, account: None } => self.peek_charge(meter, entry, self.clock.now()),
+            wants => Charged::Wait(wants),
+        };
+        let attempt = || match entry.with_meter(peek) {
             Charged::Done(charge, _) => Ok(charge),
             Charged::Wait(wants) => Err(self.enqueue_wants(entry, entry.record.load().environment, wants)),
         };

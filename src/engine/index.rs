@@ -40,6 +40,11 @@ impl KeyEntry {
         run(self.lock_meter().meter())
     }
 
+    /// The same, where it has one: most keys of a large store are asleep.
+    pub(super) fn with_made_meter<T>(&self, run: impl FnOnce(&mut KeyMeter) -> T) -> Option<T> {
+        lock(&self.meter).as_deref_mut().map(run)
+    }
+
     /// The key's meter, locked until the guard is dropped. Whoever holds one and takes another must go by one order.
     pub(super) fn lock_meter(&self) -> KeyMeterGuard<'_> {
         KeyMeterGuard(lock(&self.meter))
@@ -94,6 +99,11 @@ impl AccountEntry {
             calls: AtomicUsize::new(0),
             operations: AtomicUsize::new(0),
         }
+    }
+
+    /// Its id.
+    pub(super) fn id(&self) -> AccountId {
+        self.state.load().account.id.clone()
     }
 
     /// The meter that the keys of one environment share.
@@ -193,6 +203,16 @@ impl Index {
             drop(pinned);
             ids
         });
+    }
+
+    /// Visits every key.
+    pub(super) fn for_each_key(&self, mut visit: impl FnMut(&Arc<KeyEntry>)) {
+        self.secrets.pin().values().filter(|found| !found.retired).for_each(|found| visit(&found.entry));
+    }
+
+    /// Visits every account.
+    pub(super) fn for_each_account(&self, visit: impl FnMut(&Arc<AccountEntry>)) {
+        self.accounts.pin().values().for_each(visit);
     }
 
     /// An account by its id.

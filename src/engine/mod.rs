@@ -7,7 +7,9 @@
 mod account;
 mod acknowledge;
 mod adjust;
+mod all_or_none;
 mod apply;
+mod ask;
 mod attempt;
 mod authority;
 #[cfg(test)]
@@ -20,6 +22,7 @@ mod check;
 mod demand;
 mod error;
 mod fence;
+mod forget;
 mod import;
 mod index;
 mod joint;
@@ -30,6 +33,7 @@ mod load;
 mod meter;
 mod operation;
 mod operation_desk;
+mod others;
 pub mod pepper;
 mod plan;
 mod purse;
@@ -51,7 +55,7 @@ use crate::ambient::Clock;
 use crate::decision::secret::{Brand, Hasher};
 use crate::domain::Revision;
 use crate::journal::Journal;
-use crate::store::{Commit, CommitError, SharedStore, StoreError, Uncertain};
+use crate::store::{Commit, CommitError, Incarnation, SharedStore, StoreError, Uncertain};
 
 pub use account::AccountPatch;
 pub use adjust::{Adjusted, CreditAdjustment};
@@ -115,6 +119,8 @@ pub struct Engine {
     usage: usage::UsageBuffer,
     attempts: attempt::Attempts,
     leases: lease::LeaseDesk,
+    /// Which process this is, also where it goes on under another name for its leases.
+    origin: Incarnation,
     journal: OnceLock<Journal>,
     operations: operation_desk::OperationDesk,
     /// Held from the first read of a change until it is in the index, so that revisions are applied in their order. Nothing
@@ -136,6 +142,7 @@ impl Engine {
     pub fn new(store: SharedStore, clock: Clock, options: Options) -> Self {
         let incarnation = Self::draw_incarnation(&clock);
         let share = options.replica.clone().filter(|_| store.replication().is_some()).map(replica::Share::new);
+        let shared = store.replication().is_some();
         Self {
             store,
             clock,
@@ -143,9 +150,10 @@ impl Engine {
             hasher: options.hasher.clone(),
             options,
             index: index::Index::new(),
-            usage: usage::UsageBuffer::new(incarnation),
+            usage: usage::UsageBuffer::default(),
             attempts: attempt::Attempts::new(),
-            leases: lease::LeaseDesk::new(incarnation),
+            leases: lease::LeaseDesk::new(incarnation, shared),
+            origin: incarnation,
             journal: OnceLock::new(),
             operations: operation_desk::OperationDesk::new(),
             changing: tokio::sync::Mutex::new(()),

@@ -455,17 +455,3 @@ impl Engine {
         Incarnation(random::uuid_v7(now).unwrap_or_else(|_| i128::from(now.millis()).to_be_bytes()))
     }
 }
-
-// ---- stand-ins until the leases' side is merged
-impl Engine {
-    pub(super) fn recall(&self, _: &[crate::domain::BudgetId]) {}
-    pub(super) async fn forget_leases(&self, _: Incarnation) {}
-    pub(super) fn remembered_budgets(&self) -> Vec<(crate::domain::BudgetId, crate::decision::quota::State)> {
-        Vec::new()
-    }
-}
-impl super::lease::LeaseDesk {
-    pub(super) fn incarnation(&self) -> Incarnation {
-        self.incarnation
-    }
-}

@@ -169,7 +169,8 @@ pub(super) fn bind_moves<'q>(query: Query<'q>, moves: &[(LeaseKey<'_>, Move<'_>)
 
 /// All rows of one statement of a transaction.
 pub(super) async fn fetch_all(transaction: &mut Transaction, query: Query<'_>) -> Result<Vec<PgRow>, StoreError> {
-    statement(transaction.statement_limit(), query.fetch_all(transaction.connection())).await
+    let patience = transaction.patience();
+    statement(&patience, query.fetch_all(transaction.connection())).await
 }
 
 /// Budgets that have a state, and these; all that are asked for are locked until the transaction ends.

@@ -73,7 +73,7 @@ pub struct PostgresOptions {
 #[derive(Debug)]
 pub struct PostgresStore {
     database: Arc<Database>,
-    /// One connection, so that polls never wait for anything else.
+    /// Connections of their own, so that polls never wait for anything else.
     polls: Arc<Database>,
     /// Commits of one process go one after the other: the server would have them wait too, each with a connection.
     commits: Arc<Mutex<()>>,
@@ -264,6 +264,11 @@ impl Replication for PostgresStore {
 
     async fn adopt(&self, now: Time) -> Result<Revision, StoreError> {
         restating::adopt(&self.database, now).await
+    }
+
+    fn reset(&self) {
+        self.database.reset();
+        self.polls.reset();
     }
 
     async fn time(&self) -> Result<Time, StoreError> {
