@@ -96,8 +96,9 @@ const NEVER: [(&[&str], &[&str]); 7] = [
 ];
 
 /// What only these know of.
-const ONLY: [(&[&str], &[&str]); 6] = [
-    (&["journal"], &["vmap", "zerocopy", "rustix"]),
+const ONLY: [(&[&str], &[&str]); 7] = [
+    (&["journal"], &["vmap", "zerocopy"]),
+    (&["journal", "ambient"], &["rustix"]),
     (&["store::sqlite", "store::postgres", "store::shared"], &["sqlx"]),
     (&["transport", "cli", "proto"], &["crate::proto"]),
     (&["store::metered", "app", "tasks", "transport", "telemetry"], &["crate::telemetry"]),

@@ -146,7 +146,7 @@ fn options(database: &Database) -> PostgresOptions {
         password_file: Some(database.password_file.clone()),
         connections_max: 8,
         connect_timeout: Duration::from_secs(30),
-        statement_timeout: Duration::from_secs(60),
+        statement_timeout: Duration::from_mins(1),
         log_kept: Duration::from_hours(24),
     }
 }
@@ -222,6 +222,7 @@ suite! { shared, crate::fresh_shared:
     restating::a_process_of_which_the_database_does_not_know_is_waited_for,
     restating::a_database_is_adopted_where_nobody_is_left,
     shared_leases::units_are_called_back_from_who_holds_them,
+    shared_leases::units_of_which_their_holder_does_not_know_are_spent,
     shared_leases::units_of_who_is_gone_are_elsewhere_until_they_are_closed,
     shared_leases::who_is_buried_is_refused,
     shared_leases::nothing_is_granted_by_a_database_that_moved,

@@ -176,6 +176,8 @@ CREATE TABLE replicas (
     beat         bigint NOT NULL,
     acknowledged bigint NOT NULL,
     seen         timestamptz NOT NULL,
+    -- Up to when all that it counted is in `usage_hourly`.
+    flushed      bigint NOT NULL,
     -- The move for which it has said all that it knew.
     restated     uuid
 ) WITH (fillfactor = 50);

@@ -13,9 +13,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use crate::config::{CheckAuth, Config, LogFormat, MessageFormat};
+use crate::ambient::host_name;
+use crate::config::{CheckAuth, Config, Database, LogFormat, MessageFormat};
+use crate::engine::ReplicaOptions;
+use crate::store::silent_after;
 use crate::tasks::Tasks;
-use crate::telemetry::{self, Readiness};
+use crate::telemetry::{self, Condition, Readiness};
 use crate::transport::HttpStatuses;
 use crate::transport::edge::{self, Edge, IdentityNames};
 use crate::transport::grpc::{self, Api, Router};
@@ -23,7 +26,7 @@ use crate::transport::http::{self, HttpOptions, HttpServer};
 use crate::transport::http_check::{self, HttpCheck};
 use crate::transport::server::{self, ServerHandle, ServerOptions, TlsFiles};
 
-use super::setup::{Parts, block_on, database_url};
+use super::setup::{Parts, block_on, database_url, migrate_empty};
 use super::{DevInfo, Failure, dev};
 
 /// How long callers have, at the end, to see that health says `NOT_SERVING` before connections are told to go.
@@ -57,7 +60,10 @@ pub fn serve(config: &Config, demo: bool, on_ready: impl FnOnce(&Ready)) -> Resu
 
 async fn run(config: &Config, demo: bool, on_ready: impl FnOnce(&Ready)) -> Result<(), Failure> {
     let mut stop = Stop::listen()?;
-    let parts = Parts::prepare(config).await?;
+    if demo {
+        migrate_empty(config).await?;
+    }
+    let parts = Parts::prepare(config, Some(replica(config))).await?;
     let result = serve_parts(config, demo, &parts, &mut stop, on_ready).await;
     parts.close().await;
     if result.is_ok() {
@@ -75,6 +81,7 @@ async fn serve_parts(
 ) -> Result<(), Failure> {
     let readiness = Readiness::new();
     let index = readiness.require("index");
+    let fresh = readiness.require("fresh");
     let running = readiness.require("running");
     running.set(true);
     let (mut reporter, health) = tonic_health::server::health_reporter();
@@ -89,17 +96,18 @@ async fn serve_parts(
     let server = server::start(options(config), Arc::clone(&parts.metrics), move || Router::new(&api, health.clone()))?;
 
     let result = tokio::select! {
-        loaded = load(config, demo, parts, &server, &http) => loaded.map(Some),
+        loaded = load(config, demo, parts, fresh, &server, &http) => loaded.map(Some),
         () = stop.asked() => Ok(None),
     };
     let tasks = match result {
-        Ok(Some(ready)) => {
+        Ok(Some((ready, tasks))) => {
             serving.store(true, Ordering::Release);
             index.set(true);
-            set_health(&reporter, ServingStatus::Serving).await;
-            let tasks = Tasks::start(&parts.engine, &parts.metrics, config.usage.flush_interval);
             on_ready(&ready);
-            stop.asked().await;
+            tokio::select! {
+                () = tell_health(&readiness, &reporter) => {}
+                () = stop.asked() => {}
+            }
             Some(tasks)
         }
         Ok(None) => None,
@@ -128,7 +136,8 @@ async fn serve_parts(
         let unwritten = |error| format!("stopped; what was used since usage was last written {rest}: {error}");
         let returned = parts.engine.return_leases().await;
         let flushed = parts.engine.flush_usage().await.map(drop);
-        flushed.and(returned).map_err(|error| unwritten(error).into())
+        let departed = parts.engine.depart().await;
+        flushed.and(returned).and(departed).map_err(|error| unwritten(error).into())
     };
     tokio::select! {
         flushed = orderly => flushed,
@@ -136,14 +145,38 @@ async fn serve_parts(
     }
 }
 
-/// Fills the index, and makes the demo.
+/// Health follows readiness, for as long as it is polled.
+async fn tell_health(readiness: &Readiness, reporter: &HealthReporter) {
+    let mut conditions = readiness.watch();
+    loop {
+        let status =
+            if conditions.borrow_and_update().are_met() { ServingStatus::Serving } else { ServingStatus::NotServing };
+        set_health(reporter, status).await;
+        if conditions.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
+/// How this process takes part where several share the store.
+fn replica(config: &Config) -> ReplicaOptions {
+    let host = host_name();
+    ReplicaOptions {
+        name: format!("{host}/{}", std::process::id()),
+        fence: config.replicas.fence,
+        poll_interval: config.replicas.poll_interval,
+    }
+}
+
+/// Fills the index, starts the tasks, and makes the demo.
 async fn load(
     config: &Config,
     demo: bool,
     parts: &Parts,
+    fresh: Condition,
     server: &ServerHandle,
     http: &HttpServer,
-) -> Result<Ready, Failure> {
+) -> Result<(Ready, Tasks), Failure> {
     let clock = parts.engine.clock();
     let start = clock.monotonic();
     let revision = parts.engine.load().await?;
@@ -152,13 +185,14 @@ async fn load(
     let (grpc_addr, http_addr) = (server.local_addr(), http.local_addr());
     let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
     tracing::info!(keys, accounts, revision = revision.number(), took_ms, %grpc_addr, %http_addr, "the index is loaded");
+    let tasks = Tasks::start(&parts.engine, &parts.metrics, fresh, config.usage.flush_interval);
     let mut ready = Ready { grpc_addr, http_addr, demo: None };
     if demo {
         ready.demo = Some(dev::prepare(&parts.engine, database_url(config), grpc_addr, http_addr).await?);
     } else if keys == 0 {
         tracing::warn!("there is no key yet, so nobody can call: stop, run `tollgate bootstrap`, and start again");
     }
-    Ok(ready)
+    Ok((ready, tasks))
 }
 
 /// What decides for Envoy and for other proxies.
@@ -218,6 +252,11 @@ fn options(config: &Config) -> ServerOptions {
         in_flight_max: server.in_flight_max,
         request_timeout: server.request_timeout,
         long_request_timeout: server.import_timeout,
+        // As long as a process that is cut off may go on admitting.
+        await_timeout: match config.store.database {
+            Database::Sqlite(_) => Duration::ZERO,
+            Database::Postgres(_) => silent_after(config.replicas.fence),
+        },
         classify: grpc::classify,
         first_byte_timeout: server.first_byte_timeout,
         tls_handshake_timeout: server.tls_handshake_timeout,

@@ -62,7 +62,7 @@ pub struct Store {
     /// The file that holds the password of the database's user.
     pub password_file: Option<PathBuf>,
     /// Connections to a database server.
-    pub connections_max: usize,
+    pub pool_max: usize,
     /// How long connecting to a database server may take.
     pub connect_timeout: Duration,
     /// How long one statement may take there.
@@ -336,7 +336,7 @@ impl Default for Store {
         Self {
             database: Database::Sqlite(PathBuf::from("tollgate.sqlite")),
             password_file: None,
-            connections_max: 8,
+            pool_max: 8,
             connect_timeout: Duration::from_secs(5),
             statement_timeout: Duration::from_secs(10),
         }

@@ -8,6 +8,7 @@ use crate::domain::{
 };
 use crate::store::{AuditEvent, Commit, CommitError, Guard, LoadedKey, StoredSecret, Write};
 
+use super::index::Index;
 use super::key::{assemble, created_details, differences, new_id};
 use super::{COMMIT_TRIES_MAX, Caller, Engine, Error, MadeKey, NewKey, commit_error};
 use crate::decision::KeyRecord;
@@ -51,7 +52,7 @@ impl Engine {
         if account.id.is_operator() {
             return Err(Error::AlreadyExists(format!("`{}` is the built-in operator account", account.id)));
         }
-        let _changing = self.changing.lock().await;
+        let changing = self.begin_change().await?;
         let now = self.clock.now();
         let account = Account { create_time: now, update_time: now, ..account };
         check_account(&account)?;
@@ -64,7 +65,9 @@ impl Engine {
             writes: vec![Write::InsertAccount(account.clone())],
         };
         let revision = self.commit(commit).await.map_err(|error| account_error(error, &account))?;
-        Ok(self.apply_account(Account { revision, ..account }))
+        let account = self.apply_account(Account { revision, ..account }).await;
+        drop(changing);
+        Ok(account)
     }
 
     /// One account.
@@ -104,7 +107,7 @@ impl Engine {
             let message = "the operator account can neither change its plan nor be suspended, or nobody could undo it";
             return Err(Error::Precondition { kind: "BUILT_IN", subject: id.to_string(), message: message.to_owned() });
         }
-        let _changing = self.changing.lock().await;
+        let changing = self.begin_change().await?;
         for _ in 0..COMMIT_TRIES_MAX {
             let old = self.read(self.store.account(id)).await?.ok_or_else(|| Error::no_account(id))?;
             if let Some(etag) = etag.filter(|etag| *etag != old.revision.etag()) {
@@ -122,7 +125,12 @@ impl Engine {
                 writes: vec![Write::UpdateAccount(account.clone(), old.revision)],
             };
             match self.commit(commit).await {
-                Ok(revision) => return Ok(self.apply_account(Account { revision, ..account })),
+                Ok(revision) => {
+                    let account = self.apply_account(Account { revision, ..account }).await;
+                    drop(changing);
+                    self.await_everybody(revision).await?;
+                    return Ok(account);
+                }
                 Err(CommitError::Stale) => {}
                 Err(error) => return Err(account_error(error, &account)),
             }
@@ -133,7 +141,7 @@ impl Engine {
     /// Makes the operator account and its first key. `anew` makes another key where there are some already, for an
     /// operator who has lost theirs.
     pub async fn bootstrap(&self, anew: bool) -> Result<MadeKey, Error> {
-        let _changing = self.changing.lock().await;
+        let changing = self.begin_change().await?;
         let now = self.clock.now();
         let (secret, prefix) = self.draw_secret(Environment::Live)?;
         let (hash, pepper_id) = self.hasher.hash_new(&secret);
@@ -163,20 +171,23 @@ impl Engine {
         let guards = if anew { Vec::new() } else { vec![Guard::NoKeys] };
         let commit = Commit { rehearsal: false, time: now, actor: "system".to_owned(), guards, writes, events };
         let revision = self.commit(commit).await.map_err(commit_error)?;
-        if is_first {
-            self.index.put_plan(Plan { revision, ..plan });
-            self.index.put_account(Account { revision, ..account });
-        }
         let key = crate::domain::Key { revision, ..key };
         let record = KeyRecord::new(&key, self.index.intern(&key.policy), None);
-        self.index.insert_key(LoadedKey { id, account_id: AccountId::operator(), hash, record });
-        self.index.set_revision(revision);
+        let apply = |index: &Index| {
+            if is_first {
+                index.put_plan(Plan { revision, ..plan });
+                index.put_account(Account { revision, ..account });
+            }
+            index.insert_key(LoadedKey { id, account_id: AccountId::operator(), hash, record });
+        };
+        self.apply_own(revision, apply).await;
+        drop(changing);
         Ok(MadeKey { key, secret, revision })
     }
 
-    pub(super) fn apply_account(&self, account: Account) -> Account {
-        self.index.put_account(account.clone());
-        self.index.set_revision(account.revision);
+    pub(super) async fn apply_account(&self, account: Account) -> Account {
+        let apply = |index: &Index| _ = index.put_account(account.clone());
+        self.apply_own(account.revision, apply).await;
         account
     }
 }

@@ -9,9 +9,11 @@ use crate::domain::{Account, AccountId, BudgetId, Environment, Time, UNITS_MAX, 
 use crate::store::{Commit, CommitError, LeaseAsk, LeaseBatch, Write};
 
 use super::account::{event, require_admin};
+use super::all_or_none::Budgets as _;
+use super::ask::Urgency;
 use super::index::AccountEntry;
 use super::lease::Holder;
-use super::meter::{Budgets as _, CreditStatus};
+use super::meter::CreditStatus;
 use super::{COMMIT_TRIES_MAX, Caller, Engine, Error, commit_error};
 
 /// What to give to an account, or to take away.
@@ -59,7 +61,7 @@ impl Engine {
         adjustment: &CreditAdjustment,
     ) -> Result<Account, Error> {
         let CreditAdjustment { amount, reason, operation_id } = adjustment;
-        let _changing = self.changing.lock().await;
+        let changing = self.begin_change().await?;
         for _ in 0..COMMIT_TRIES_MAX {
             let old = self.read(self.store.account(id)).await?.ok_or_else(|| Error::no_account(id))?;
             let made = operation_id.as_deref().and_then(|id| old.top_ups.find(id));
@@ -88,7 +90,12 @@ impl Engine {
                 writes: vec![Write::UpdateAccount(account.clone(), old.revision)],
             };
             match self.commit(commit).await {
-                Ok(revision) => return Ok(self.apply_account(Account { revision, ..account })),
+                Ok(revision) => {
+                    let account = self.apply_account(Account { revision, ..account }).await;
+                    drop(changing);
+                    self.await_everybody(revision).await?;
+                    return Ok(account);
+                }
                 Err(CommitError::Stale) => {}
                 Err(error) => return Err(commit_error(error)),
             }
@@ -114,7 +121,7 @@ impl Engine {
             return Ok(credits.topped_up_remaining);
         }
         // Where credits are not counted no meter holds them. What one had leased when they still were goes back first.
-        let ticket = self.leases.enqueue([Holder::Pool(Arc::clone(&entry), Environment::Live)]);
+        let ticket = self.leases.enqueue([Holder::Pool(Arc::clone(&entry), Environment::Live)], Urgency::Now);
         self.leases.served(ticket).await?;
         let rule = Rule::of_top_ups(account.top_ups.sum);
         let budget = BudgetId::of_top_ups(&account.id);
@@ -132,7 +139,8 @@ impl Engine {
             ahead: 0,
             ahead_cell: None,
         };
-        let batch = LeaseBatch { incarnation: self.leases.incarnation, now: self.clock.now(), asks: vec![ask] };
+        let (incarnation, now) = (self.incarnation(), self.clock.now());
+        let batch = LeaseBatch { incarnation, now, asks: vec![ask], released: Vec::new() };
         let leased = self.store.lease(&batch).await;
         Self::note_store(&self.writing_fails, leased.as_ref().err(), "written");
         Ok(leased?.first().map_or(0, |leased| leased.state.available(&rule)))
@@ -144,13 +152,14 @@ impl Engine {
             let now = self.clock.now();
             let mut meter = entry.meter(Environment::Live);
             meter.advance(&Arc::clone(&entry.state.load().terms), Environment::Live, now);
+            let old = self.leases.clock(&self.clock).is_some_and(|clock| meter.freshen(clock.monotonic()));
             let Some(purse) = &meter.credits else { return Ok(None) };
-            if purse.is_asked() {
+            if purse.is_asked() && !old {
                 return Ok(Some(CreditStatus::of(purse, false, now)));
             }
             meter.want(0, 0);
             drop(meter);
-            Err(self.leases.enqueue([Holder::Pool(Arc::clone(entry), Environment::Live)]))
+            Err(self.leases.enqueue([Holder::Pool(Arc::clone(entry), Environment::Live)], Urgency::Now))
         };
         self.after_leases(attempt).await
     }

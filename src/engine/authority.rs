@@ -57,6 +57,8 @@ impl Engine {
         if found.entry.is_first_touch_in(now) && found.entry.with_meter(|meter| meter.touch(peer, now)) {
             self.usage.enqueue(Arc::clone(&found.entry));
         }
+        // Last: what was read above may be old by now.
+        self.require_fresh()?;
         Ok(Caller::Key(KeyCaller { key_id: found.entry.id, found, expire_time, record, terms }))
     }
 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use super::budget::{Ask, Budget};
+use super::ask::Ask;
+use super::budget::Budget;
 use super::*;
 use crate::ambient::ManualClock;
 use crate::decision::Request;

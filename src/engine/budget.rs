@@ -5,18 +5,23 @@
 //! arithmetic; while this process alone has the store, it is what the store has.
 //!
 //! Three answers are possible to a cost: the lease holds it; the store may grant it, so it has to be asked; or the store has
-//! said that there is not so much in this slot, which is remembered, so that a flood of refused checks asks nothing.
+//! said that there is not so much in this slot, which is remembered, so that a flood of refused checks asks nothing. Where
+//! other processes spend from it, too, that holds for a moment alone (`others`).
 //!
 //! Under steady demand the units of the next slot are leased before it begins, so that its first check need not wait either. To
 //! everybody else these are units that nobody has taken: a view shows them as left, and they go back where this slot lacks them.
+
+use std::time::Duration;
 
 use crate::decision::quota::{Rule, Slot, State};
 use crate::decision::window::Window;
 use crate::domain::{Time, TimeZone};
 use crate::journal::{Journal, SpendCell};
-use crate::store::{Cell, Leased, Settled};
+use crate::store::{Leased, Settled};
 
+use super::ask::{Ask, Cells, LeaseName, Urgency, number};
 use super::demand::Demand;
+use super::others::{Others, Said};
 
 /// How long before a slot's end units of the next one are leased, in milliseconds: many times what the store needs, and
 /// so short that the demand will not have changed much.
@@ -48,6 +53,8 @@ pub(super) struct Budget {
     demand: Demand,
     /// Units that checks wait for, beyond what the lease holds. Set while the budget stands in a queue.
     wanted: Option<u64>,
+    /// Absent where one process has the store, and where it was not asked yet.
+    others: Option<Box<Others>>,
 }
 
 /// Units granted to this process, to be spent in one slot alone.
@@ -59,13 +66,6 @@ struct Lease {
     spent: u64,
     /// Where what is spent is counted for the case that this process is killed.
     cell: Option<SpendCell>,
-}
-
-/// Which lease of a budget.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct LeaseName {
-    pub(super) slot: Slot,
-    pub(super) cell: Option<SpendCell>,
 }
 
 /// What became of units of a lease.
@@ -86,6 +86,9 @@ pub(super) enum Cover {
     Leased,
     /// The store has to be asked.
     Unknown,
+    /// There is not so much in this slot by what is known; but others may hold units that they don't need, so the store has to be
+    /// asked.
+    Doubtful,
     /// There is not so much in this slot.
     Short,
 }
@@ -95,59 +98,6 @@ pub(super) enum Cover {
 pub(super) struct BudgetView {
     pub(super) remaining: u64,
     pub(super) reset_time: Time,
-}
-
-/// What the store is to be asked of a budget.
-#[derive(Debug)]
-pub(super) struct Ask {
-    pub(super) rule: Rule,
-    pub(super) settled: Vec<Settled>,
-    /// When the slot began in which something was spent; long ago where that is none.
-    pub(super) reached: Time,
-    pub(super) wanted: u64,
-    /// Those of them that checks wait for.
-    pub(super) needed: u64,
-    /// Of the slot after that.
-    pub(super) ahead: u64,
-    /// In which what is spent of them is counted.
-    pub(super) cells: Cells,
-    /// Counters that are free as soon as the store was told.
-    pub(super) freed: Vec<SpendCell>,
-}
-
-/// The counters of what is granted.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Cells {
-    pub(super) here: Option<SpendCell>,
-    pub(super) ahead: Option<SpendCell>,
-}
-
-impl Ask {
-    /// Sends back units of a budget that is there no more, and is now held against `rule`. Absent where that is nothing.
-    pub(super) fn returning(rule: Rule, units: impl IntoIterator<Item = (LeaseName, u64)>) -> Option<Self> {
-        let returned = |(LeaseName { slot, cell }, returned)| Settled { slot, cell: number(cell), spent: 0, returned };
-        let settled: Vec<Settled> = units.into_iter().filter(|(_, units)| *units > 0).map(returned).collect();
-        let reached = Time::from_millis(i64::MIN);
-        let cells = Cells::default();
-        let ask = Self { rule, settled, reached, wanted: 0, needed: 0, ahead: 0, cells, freed: Vec::new() };
-        (!ask.settled.is_empty()).then_some(ask)
-    }
-
-    /// Sends back what was granted to such a budget.
-    pub(super) fn return_grant(rule: Rule, leased: &Leased, cells: Cells) -> Option<Self> {
-        let Leased { granted, ahead, state, .. } = leased;
-        let here = LeaseName { slot: state.slot(), cell: cells.here };
-        let next = LeaseName { slot: state.next_slot(), cell: cells.ahead };
-        Self::returning(rule, [(here, *granted), (next, *ahead)])
-    }
-}
-
-impl Cells {
-    /// As the store is told of them.
-    pub(super) fn told(self) -> (Option<Cell>, Option<Cell>) {
-        let told = |cell: SpendCell| Cell { number: cell.number(), value: cell.value() };
-        (self.here.map(told), self.ahead.map(told))
-    }
 }
 
 impl Lease {
@@ -162,12 +112,6 @@ impl Lease {
     }
 }
 
-impl LeaseName {
-    fn is(self, other: Self) -> bool {
-        self.slot == other.slot && number(self.cell) == number(other.cell)
-    }
-}
-
 impl Outcome {
     fn is_of(&self, slot: Slot, cell: Option<SpendCell>) -> bool {
         self.slot == slot && number(self.cell) == number(cell)
@@ -177,10 +121,6 @@ impl Outcome {
         let Self { slot, cell, spent, returned, over: _ } = self;
         Settled { slot, cell: number(cell), spent, returned }
     }
-}
-
-pub(super) fn number(cell: Option<SpendCell>) -> Option<u32> {
-    cell.map(SpendCell::number)
 }
 
 impl Budget {
@@ -197,6 +137,7 @@ impl Budget {
             reserved: Vec::new(),
             demand: Demand::default(),
             wanted: None,
+            others: None,
         }
     }
 
@@ -298,9 +239,16 @@ impl Budget {
             Cover::Leased
         } else if units - self.lease.units <= ledger.available(&self.rule) {
             Cover::Unknown
+        } else if units <= self.rule.capacity && self.is_doubtful() {
+            Cover::Doubtful
         } else {
             Cover::Short
         }
+    }
+
+    /// Whether others may hold units of it: nobody has just asked whether they do.
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.others.as_ref().is_some_and(|others| !others.is_denied())
     }
 
     /// Units leased.
@@ -320,7 +268,7 @@ impl Budget {
 
     /// Whether there are so many units, leased or not, by what is known.
     pub(super) fn covers(&self, units: u64) -> bool {
-        self.cover(units) != Cover::Short
+        matches!(self.cover(units), Cover::Leased | Cover::Unknown)
     }
 
     /// Spends units that [`Self::cover`] has said are leased. True if the lease should be filled up before it is empty.
@@ -407,11 +355,74 @@ impl Budget {
         self.wanted = Some(self.wanted.unwrap_or(0).saturating_add(units));
     }
 
+    /// Wants to know how it stands, also where the store has just said that nothing is left.
+    pub(super) fn want_to_know(&mut self) {
+        if let Some(others) = &mut self.others {
+            others.want_to_know();
+        }
+        self.want(0);
+    }
+
+    /// Takes up that other processes spend from it, too, before the store is asked at `at` by the clock that never steps back. True
+    /// if it has to give everything back.
+    pub(super) fn face_others(&mut self, at: Duration) -> bool {
+        let nothing_left = self.available() == 0;
+        let others = self.others.get_or_insert_default();
+        let recalled = others.take_recall(at);
+        others.doubt(at);
+        // Those who wait will find out that it was denied while they did.
+        let in_vain = nothing_left && others.is_vain() && self.wanted.is_some_and(|wanted| wanted > 0);
+        if recalled || in_vain {
+            self.wanted = None;
+        }
+        recalled
+    }
+
+    /// The store is asked at that time.
+    pub(super) fn note_asked(&mut self, at: Duration) {
+        self.others.get_or_insert_default().ask(at);
+    }
+
+    /// What the store said to those who waited.
+    pub(super) fn hear(&mut self, said: Said) {
+        self.others.get_or_insert_default().hear(said);
+    }
+
+    /// Forgets a denial that is not to be believed any more.
+    pub(super) fn doubt(&mut self, at: Duration) {
+        if let Some(others) = &mut self.others {
+            others.doubt(at);
+        }
+    }
+
+    /// Wants to know how it stands where the store was not asked lately. True if it does.
+    pub(super) fn freshen(&mut self, at: Duration) -> bool {
+        let old = self.others.as_ref().is_some_and(|others| others.is_old(at));
+        if old {
+            self.want_to_know();
+        }
+        old
+    }
+
+    /// All that is not spent is to go back when the store is next asked, because others need it.
+    pub(super) fn recall(&mut self) {
+        if let Some(others) = &mut self.others {
+            others.recall();
+        }
+    }
+
+    /// How soon the store is to be asked by a check that waits.
+    pub(super) fn urgency(&self) -> Urgency {
+        if self.others.as_ref().is_some_and(|others| others.is_seeking()) { Urgency::Soon } else { Urgency::Now }
+    }
+
     /// What the store is to be asked, if anything. It is then on its way; where no answer comes, what it told is not told again,
     /// because units that went back twice could be spent twice.
     pub(super) fn ask(&mut self, journal: &Journal, now: Time) -> Option<Ask> {
-        let needed = self.wanted.take()?;
-        let wanted = needed;
+        let wanted = self.wanted.take()?;
+        // Two slots don't share a counter, or what is spent in one would seem to be spent in the other.
+        let is_over = self.ledger.as_ref().is_some_and(|ledger| ledger.bounds().end <= now);
+        let needed = if is_over { wanted } else { wanted.saturating_sub(self.lease.units) };
         self.note_spent();
         if wanted.saturating_sub(self.lease.units) > self.available() {
             self.settle_next();
@@ -423,8 +434,6 @@ impl Budget {
         let wanted = wanted.saturating_add(more.min(self.at_once(left)));
         // What is leased already stays without a counter, where there was none when it was.
         let is_counted = self.lease.cell.is_some_and(|cell| !journal.is_retired(cell));
-        // Two slots don't share a counter, or what is spent in one would seem to be spent in the other.
-        let is_over = self.ledger.as_ref().is_some_and(|ledger| ledger.bounds().end <= now);
         if wanted > 0 && !is_counted && self.lease.units == 0 && !is_over {
             self.lease.cell = journal.spend_cell();
         }
@@ -563,6 +572,22 @@ impl Budget {
         } else {
             self.note(lease.ended());
         }
+    }
+
+    /// Forgets all that was leased and reserved, without a word to the store, which has closed it. Counters are not given to anybody
+    /// else. What stays is that slots never run backwards.
+    pub(super) fn forget(&mut self) {
+        *self = Self { reached: self.reached, demand: self.demand, ..Self::new(self.rule) };
+    }
+
+    /// What was granted, in the slot that it is in and ahead. Absent where that is over, or the store was not asked.
+    pub(super) fn remembered(&self, now: Time) -> Option<State> {
+        let mut state = self.ledger.clone()?;
+        if let Some(next) = &self.next {
+            // Whatever the limit is now.
+            state.grant_ahead(&Rule { capacity: u64::MAX, ..self.rule }, next.units);
+        }
+        (state.reset_time(now) > now).then_some(state)
     }
 
     pub(super) fn view(&self, now: Time) -> BudgetView {

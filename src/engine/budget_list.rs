@@ -1,11 +1,14 @@
 //! The budgets of a key or an account, one for each of its limits.
 
+use std::time::Duration;
+
 use crate::decision::quota::Rule;
 use crate::domain::{Limit, Time};
 use crate::journal::Journal;
 use crate::store::Leased;
 
-use super::budget::{Ask, Budget, Cells, LeaseName, number};
+use super::ask::{Ask, Cells, LeaseName, number};
+use super::budget::Budget;
 
 /// The budgets of a list of limits, in its order.
 #[derive(Debug, Default)]
@@ -43,7 +46,7 @@ impl BudgetList {
 
     /// Puts back units that were reserved of the limit that this one is, or was.
     pub(super) fn unreserve(&mut self, of: &Limit, lease: LeaseName, units: u64) {
-        if let Some((_, budget)) = self.limits.iter_mut().find(|(limit, _)| limit.continues(of)) {
+        if let Some(budget) = self.find_mut(of) {
             budget.unreserve(lease, units);
         } else {
             self.ended.extend(Ask::returning(Rule::of(of), [(lease, units)]).map(|ask| (of.clone(), ask)));
@@ -52,7 +55,7 @@ impl BudgetList {
 
     /// Units that were reserved of the limit that this one is, or was, are charged.
     pub(super) fn charged(&mut self, of: &Limit, lease: LeaseName, units: u64) {
-        if let Some((_, budget)) = self.limits.iter_mut().find(|(limit, _)| limit.continues(of)) {
+        if let Some(budget) = self.find_mut(of) {
             budget.charged(lease, units);
         }
     }
@@ -62,23 +65,34 @@ impl BudgetList {
     }
 
     /// What the store is to be told and asked. What was taken away comes first: it may be there again, and then goes on from there.
-    pub(super) fn asks(&mut self, journal: &Journal, now: Time, mode: Asking) -> Vec<(Limit, Ask)> {
+    pub(super) fn asks(&mut self, round: Round<'_>) -> Vec<(Limit, Ask)> {
         let mut asks = std::mem::take(&mut self.ended);
         for (limit, budget) in &mut self.limits {
-            asks.extend(mode.of(budget, journal, now).map(|ask| (limit.clone(), ask)));
+            asks.extend(round.ask(budget).map(|ask| (limit.clone(), ask)));
         }
         asks
+    }
+
+    /// The budget of the limit that this one is, or was.
+    pub(super) fn find_mut(&mut self, of: &Limit) -> Option<&mut Budget> {
+        self.limits.iter_mut().find(|(limit, _)| limit.continues(of)).map(|(_, budget)| budget)
     }
 
     /// Takes what the store has granted of the limit that this one is, or was.
     pub(super) fn grant(&mut self, of: &Limit, leased: Leased, cells: Cells) {
         keep_counters(&mut self.ended, cells);
-        if let Some((_, budget)) = self.limits.iter_mut().find(|(limit, _)| limit.continues(of)) {
+        if let Some(budget) = self.find_mut(of) {
             budget.grant(leased, cells);
         } else {
             let returned = Ask::return_grant(Rule::of(of), &leased, cells);
             self.ended.extend(returned.map(|ask| (of.clone(), ask)));
         }
+    }
+
+    /// Forgets all that was leased, and what was to be told.
+    pub(super) fn forget(&mut self) {
+        self.ended.clear();
+        self.budgets_mut().for_each(Budget::forget);
     }
 
     /// Whether something is leased, or to be told.
@@ -107,12 +121,30 @@ pub(super) enum Asking {
     Last,
 }
 
-impl Asking {
-    pub(super) fn of(self, budget: &mut Budget, journal: &Journal, now: Time) -> Option<Ask> {
-        match self {
-            Self::Tidy if budget.is_idle(now) => budget.end(),
-            Self::Wanted | Self::Tidy => budget.ask(journal, now),
-            Self::Last => budget.end(),
+/// One round of asking the store.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Round<'a> {
+    pub(super) journal: &'a Journal,
+    pub(super) now: Time,
+    /// The same by the clock that never steps back. Absent where one process has the store.
+    pub(super) at: Option<Duration>,
+    pub(super) mode: Asking,
+}
+
+impl Round<'_> {
+    /// What the store is to be asked and told of a budget.
+    pub(super) fn ask(self, budget: &mut Budget) -> Option<Ask> {
+        let Self { journal, now, at, mode } = self;
+        let recalled = at.is_some_and(|at| budget.face_others(at));
+        let ask = match mode {
+            Asking::Last => budget.end(),
+            Asking::Wanted | Asking::Tidy if recalled => budget.end(),
+            Asking::Tidy if budget.is_idle(now) => budget.end(),
+            Asking::Wanted | Asking::Tidy => budget.ask(journal, now),
+        };
+        if let (Some(at), Some(_)) = (at, &ask) {
+            budget.note_asked(at);
         }
+        ask
     }
 }

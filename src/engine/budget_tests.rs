@@ -2,8 +2,9 @@
 
 use proptest::prelude::*;
 
-use super::budget::{Ask, Budget, Cells, Cover, LeaseName};
-use super::budget_list::{Asking, BudgetList};
+use super::ask::{Ask, Cells, LeaseName};
+use super::budget::{Budget, Cover};
+use super::budget_list::{Asking, BudgetList, Round};
 use crate::decision::quota::{Rule, Slot, State};
 use crate::domain::{Algorithm, Limit, LimitName, Period, Time, TimeZone};
 use crate::journal::{Journal, Opened};
@@ -19,6 +20,11 @@ fn rule(capacity: u64, algorithm: Algorithm) -> Rule {
 
 fn at(millis: i64) -> Time {
     Time::from_millis(millis)
+}
+
+/// The end of a process that has the store for itself.
+fn last(journal: &Journal) -> Round<'_> {
+    Round { journal, now: at(0), at: None, mode: Asking::Last }
 }
 
 /// A store for one budget.
@@ -160,7 +166,7 @@ fn a_changed_list_keeps_what_was_spent_under_the_same_limit() {
     assert!(list.is_open(), "what became of the other is to be told");
     let names = |asks: Vec<(Limit, Ask)>| asks.iter().map(|(limit, _)| limit.period).collect::<Vec<_>>();
     // The one that was taken away, the one that went on, and not the new one, of which nothing is leased.
-    assert_eq!(names(list.asks(&Journal::default(), at(0), Asking::Last)), [Period::Minute, Period::Minute]);
+    assert_eq!(names(list.asks(last(&Journal::default()))), [Period::Minute, Period::Minute]);
     assert!(!list.is_open());
 }
 
@@ -230,7 +236,7 @@ impl Bench {
                     return true;
                 }
                 Cover::Short => return false,
-                Cover::Unknown => {
+                Cover::Unknown | Cover::Doubtful => {
                     self.waits += 1;
                     self.hear();
                     self.budget.want(units);
@@ -388,7 +394,7 @@ fn what_is_put_back_of_a_limit_that_was_taken_away_goes_back() {
     list.set_limits(std::slice::from_ref(&b));
     list.unreserve(&a, LeaseName { slot: Slot::new(7), cell: None }, 4);
     assert!(list.is_open());
-    let [(of, ask)] = list.asks(&Journal::default(), at(0), Asking::Last).try_into().unwrap();
+    let [(of, ask)] = list.asks(last(&Journal::default())).try_into().unwrap();
     assert_eq!((of, ask.wanted), (a, 0));
     assert_eq!(ask.settled, [Settled { slot: Slot::new(7), cell: None, spent: 0, returned: 4 }]);
 }

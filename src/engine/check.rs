@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::decision::{AccountTerms, KeyRecord, Request, authorize, missing_scopes, secret::Shape};
 use crate::domain::{AccountId, Environment, KeyId, Revision, SecretHash, Time, Verdict};
 
+use super::all_or_none::Budgets as _;
 use super::attempt::Attempt;
 use super::index::{Found, KeyEntry};
 use super::lease::Ticket;
@@ -85,14 +86,17 @@ impl Engine {
     /// Decides, and where it is allowed and `check.consume` is set, charges. It waits for the store where a budget has no
     /// units leased and the store has not said that there are none; else it answers at once.
     pub async fn check(&self, check: &Check<'_>, now: Time) -> Result<Answer, Error> {
+        self.require_fresh()?;
         let first = match self.try_check(check, now) {
-            Ok(answer) => return Ok(answer),
+            // Last: what the answer was decided by may be old by now.
+            Ok(answer) => return self.require_fresh().map(|()| answer),
             Err(ticket) => ticket,
         };
         let mut first = Some(first);
         // In a box, because most checks don't come here.
         let later = self.after_leases(|| first.take().map_or_else(|| self.try_check(check, self.clock.now()), Err));
-        Box::pin(later).await
+        let answer = Box::pin(later).await?;
+        self.require_fresh().map(|()| answer)
     }
 
     /// The same without waiting: where the store has to be asked first, a place among those who wait for it.
@@ -107,7 +111,7 @@ impl Engine {
                 Charged::Done((charge, queue), wants) => (charge, queue, wants),
                 Charged::Wait(wants) => return Err(self.enqueue_wants(entry, asked.environment(), wants)),
             };
-        if wants.any() {
+        if wants.urgency().is_some() {
             self.enqueue_wants(entry, asked.environment(), wants);
         }
         if queue {
@@ -141,6 +145,10 @@ impl Engine {
         authorized: Result<(), Verdict>,
         now: Time,
     ) -> Charged<(Charge, bool)> {
+        let stale = if check.consume || authorized.is_err() { Wants::default() } else { self.freshen(meter, entry) };
+        if stale.urgency().is_some() {
+            return Charged::Wait(stale);
+        }
         let charged_before = authorized.is_ok() && self.was_charged(entry.id, check);
         let charged = match authorized {
             Ok(()) if charged_before => self.peek_charge(meter, entry, now),
@@ -207,13 +215,13 @@ impl Engine {
         let seen = terms();
         let mut charged = if seen.account_limits.is_empty() && seen.credits.is_none() {
             meter.advance(&record.policy, &seen, now);
-            charge(meter, None, cost, take, now)
+            charge(meter, None, cost, take, now, self.leases.clock(&self.clock))
         } else {
             let mut shared = entry.account.meter(record.environment);
             let terms = terms();
             meter.advance(&record.policy, &terms, now);
             shared.advance(&terms, record.environment, now);
-            charge(meter, Some(&mut shared), cost, take, now)
+            charge(meter, Some(&mut shared), cost, take, now, self.leases.clock(&self.clock))
         };
         if let Charged::Done(charge, _) = &mut charged
             && charge.verdict == Verdict::Allowed
@@ -230,9 +238,22 @@ impl Engine {
         self.charge(meter, entry, 0, None::<fn(&mut KeyMeter, Option<&mut AccountMeter>) -> Wants>, now)
     }
 
+    /// Where other processes spend, too, has the budgets of which the store was not asked lately ask how they stand. Says whose they
+    /// are.
+    fn freshen(&self, meter: &mut KeyMeter, entry: &KeyEntry) -> Wants {
+        let Some(clock) = self.leases.clock(&self.clock) else { return Wants::default() };
+        let at = clock.monotonic();
+        let of_key = meter.freshen(at);
+        Wants::to_know(of_key, entry.account.meter(entry.record.load().environment).freshen(at))
+    }
+
     /// What is left of a key's budgets.
     pub(super) async fn peek(&self, entry: &Arc<KeyEntry>) -> Result<Charge, Error> {
-        let attempt = || match entry.with_meter(|meter| self.peek_charge(meter, entry, self.clock.now())) {
+        let peek = |meter: &mut KeyMeter| match self.freshen(meter, entry) {
+            Wants { key: None, account: None } => self.peek_charge(meter, entry, self.clock.now()),
+            wants => Charged::Wait(wants),
+        };
+        let attempt = || match entry.with_meter(peek) {
             Charged::Done(charge, _) => Ok(charge),
             Charged::Wait(wants) => Err(self.enqueue_wants(entry, entry.record.load().environment, wants)),
         };

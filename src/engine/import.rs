@@ -7,6 +7,7 @@ use crate::decision::KeyRecord;
 use crate::domain::{Account, AccountId, Key, Plan, SecretHash, Time};
 use crate::store::{AuditEvent, Commit, CommitError, Guard, LoadedKey, StoredSecret, Write};
 
+use super::index::Index;
 use super::key::{admit, assemble, create_error, created_details, guards, new_id};
 use super::{Caller, Engine, Error, NewKey, commit_error};
 
@@ -160,7 +161,7 @@ impl Engine {
         let event =
             |key: &Key| AuditEvent { action: "key.import", subject: key.id.to_string(), details: created_details(key) };
         // For one commit alone, so that an import never keeps a revocation waiting for longer than that.
-        let _changing = self.changing.lock().await;
+        let changing = self.changing.lock().await;
         let commit = Commit {
             time: now,
             actor: caller.name(),
@@ -176,12 +177,15 @@ impl Engine {
             }
             return Ok(());
         }
-        for Candidate { key, hash, .. } in batch {
-            let key = Key { revision, ..key.clone() };
-            let record = KeyRecord::new(&key, self.index.intern(&key.policy), None);
-            self.index.insert_key(LoadedKey { id: key.id, account_id: key.account_id, hash: *hash, record });
-        }
-        self.index.set_revision(revision);
+        let apply = |index: &Index| {
+            for Candidate { key, hash, .. } in batch {
+                let key = Key { revision, ..key.clone() };
+                let record = KeyRecord::new(&key, index.intern(&key.policy), None);
+                index.insert_key(LoadedKey { id: key.id, account_id: key.account_id, hash: *hash, record });
+            }
+        };
+        self.apply_own(revision, apply).await;
+        drop(changing);
         Ok(())
     }
 }

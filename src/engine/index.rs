@@ -12,7 +12,7 @@ use foldhash::fast::RandomState;
 use papaya::HashMap as LockFreeMap;
 use tokio::sync::watch;
 
-use crate::decision::{AccountTerms, KeyRecord, PreviousHash};
+use crate::decision::{AccountTerms, KeyPhase, KeyRecord, PreviousHash};
 use crate::domain::{Account, AccountId, Environment, KeyId, Plan, PlanId, Policy, Revision, SecretHash, Time, TopUps};
 use crate::store::{LoadedKey, RetiredSecret};
 
@@ -38,6 +38,11 @@ impl KeyEntry {
     /// Runs a closure on the key's meter, under its lock.
     pub(super) fn with_meter<T>(&self, run: impl FnOnce(&mut KeyMeter) -> T) -> T {
         run(self.lock_meter().meter())
+    }
+
+    /// The same, where it has one: most keys of a large store are asleep.
+    pub(super) fn with_made_meter<T>(&self, run: impl FnOnce(&mut KeyMeter) -> T) -> Option<T> {
+        lock(&self.meter).as_deref_mut().map(run)
     }
 
     /// The key's meter, locked until the guard is dropped. Whoever holds one and takes another must go by one order.
@@ -96,6 +101,11 @@ impl AccountEntry {
         }
     }
 
+    /// Its id.
+    pub(super) fn id(&self) -> AccountId {
+        self.state.load().account.id.clone()
+    }
+
     /// The meter that the keys of one environment share.
     pub(super) fn meter(&self, environment: Environment) -> MutexGuard<'_, AccountMeter> {
         match environment {
@@ -119,7 +129,7 @@ impl AccountState {
 pub(super) struct Found {
     pub(super) entry: Arc<KeyEntry>,
     /// Whether a rotation has replaced the secret.
-    retired: bool,
+    pub(super) retired: bool,
 }
 
 impl Found {
@@ -195,6 +205,16 @@ impl Index {
         });
     }
 
+    /// Visits every key at least once, whatever is changed meanwhile.
+    pub(super) fn for_each_key(&self, mut visit: impl FnMut(&Arc<KeyEntry>)) {
+        self.secrets.pin().values().for_each(|found| visit(&found.entry));
+    }
+
+    /// Visits every account.
+    pub(super) fn for_each_account(&self, visit: impl FnMut(&Arc<AccountEntry>)) {
+        self.accounts.pin().values().for_each(visit);
+    }
+
     /// An account by its id.
     pub(super) fn account(&self, id: &AccountId) -> Option<Arc<AccountEntry>> {
         self.accounts.pin().get(id).cloned()
@@ -226,6 +246,12 @@ impl Index {
         if before < revision.number() {
             self.revision_watch.send_replace(self.revision());
         }
+    }
+
+    /// Says that what is applied is the state of this revision, which may be an earlier one than before.
+    pub(super) fn put_revision(&self, revision: Revision) {
+        self.revision.store(revision.number(), Ordering::Release);
+        self.revision_watch.send_replace(revision);
     }
 
     /// Puts a plan in, and its new terms before every account that is on it.
@@ -277,6 +303,85 @@ impl Index {
         }
         self.secrets.pin().insert(loaded.hash, Found { entry, retired: false });
         true
+    }
+
+    /// Puts a key in as it is now, whether it is there or not, with the secrets that rotations have replaced. False if its account
+    /// is not there.
+    pub(super) fn put_key(&self, loaded: LoadedKey, retired: &[RetiredSecret]) -> bool {
+        let secrets = self.secrets.pin();
+        let of_this = |hash: &SecretHash| secrets.get(hash).filter(|found| found.entry.id == loaded.id);
+        let present = of_this(&loaded.hash);
+        let before = present.or_else(|| retired.iter().find_map(|secret| of_this(&secret.hash)));
+        let Some(entry) = before.map(|found| Arc::clone(&found.entry)) else {
+            let hash = loaded.hash;
+            let placed = self.insert_key(loaded);
+            if let Some(Found { entry, .. }) = self.find(&hash).filter(|_| placed) {
+                self.put_retired(&entry, retired);
+            }
+            return placed;
+        };
+        if entry.record.load().revision > loaded.record.revision {
+            return true;
+        }
+        // First the new secret, then the record that names the old one as its previous, then the end of the old one.
+        let is_new = present.is_none_or(|found| found.retired);
+        if is_new {
+            secrets.insert(loaded.hash, Found { entry: Arc::clone(&entry), retired: false });
+        }
+        if entry.record.load().revision < loaded.record.revision {
+            entry.record.store(Arc::new(loaded.record));
+        }
+        self.put_retired(&entry, retired);
+        true
+    }
+
+    fn put_retired(&self, entry: &Arc<KeyEntry>, retired: &[RetiredSecret]) {
+        let secrets = self.secrets.pin();
+        for secret in retired {
+            if secrets.get(&secret.hash).is_none_or(|found| !found.retired) {
+                secrets.insert(secret.hash, Found { entry: Arc::clone(entry), retired: true });
+            }
+        }
+    }
+
+    /// Lets whatever comes next replace what is there, also where it is of an earlier revision.
+    pub(super) fn forget_revisions(&self) {
+        let mut plans = lock(&self.plans);
+        for plan in plans.values_mut() {
+            *plan = Arc::new(Plan { revision: Revision::ZERO, ..Plan::clone(plan) });
+        }
+        for entry in self.accounts.pin().values() {
+            let state = entry.state.load();
+            let account = Account { revision: Revision::ZERO, ..state.account.clone() };
+            entry.state.store(Arc::new(AccountState::new(account, Arc::clone(&state.plan))));
+        }
+        for Found { entry, .. } in self.secrets.pin().values() {
+            let record = KeyRecord::clone(&entry.record.load());
+            entry.record.store(Arc::new(KeyRecord { revision: Revision::ZERO, ..record }));
+        }
+    }
+
+    /// Takes all other plans out. No account is on them.
+    pub(super) fn retain_plans(&self, ids: &HashSet<PlanId>) {
+        lock(&self.plans).retain(|id, _| ids.contains(id));
+    }
+
+    /// Takes all other secrets out.
+    pub(super) fn retain_secrets(&self, hashes: &HashSet<SecretHash>) {
+        self.secrets.pin().retain(|hash, _| hashes.contains(hash));
+    }
+
+    /// The ids of keys that are revoked, and the secrets that rotations have replaced.
+    pub(super) fn ended(&self) -> (Vec<KeyId>, Vec<SecretHash>) {
+        let (mut revoked, mut retired) = (Vec::new(), Vec::new());
+        for (hash, found) in &self.secrets.pin() {
+            if found.retired {
+                retired.push(*hash);
+            } else if found.entry.record.load().phase == KeyPhase::Revoked {
+                revoked.push(found.entry.id);
+            }
+        }
+        (revoked, retired)
     }
 
     /// Puts a changed record in the place of the one before.

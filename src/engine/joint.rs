@@ -9,15 +9,18 @@
 //! for all, and then those of the accounts, likewise. A check takes one of a key and then one of an account, which fits.
 
 use std::sync::{Arc, MutexGuard};
+use std::time::Duration;
 
 use crate::decision::{AccountTerms, account_usable, usable};
 use crate::domain::{AccountId, Environment, KeyId, Time, Verdict};
 use crate::journal::Journal;
 
+use super::all_or_none::{Budgets as _, Covers};
+use super::ask::Urgency;
 use super::check::until_next_second;
 use super::index::{AccountEntry, KeyEntry, KeyMeterGuard};
 use super::lease::{Holder, Ticket};
-use super::meter::{AccountMeter, Budgets as _, Charge, Counted, Covers, report};
+use super::meter::{AccountMeter, Charge, Counted, report};
 use super::{Engine, Error};
 
 /// Who is charged.
@@ -84,6 +87,7 @@ impl Engine {
     /// for a million, while no change is let in; from then on each key takes some 50 bytes more.
     pub async fn find_keys_by_id(&self) {
         let _changing = self.changing.lock().await;
+        let _writing = self.writing.lock().await;
         self.index.fill_ids();
     }
 
@@ -94,7 +98,9 @@ impl Engine {
     /// Uses are counted as those of a check are, for each share of a key that costs something. A key that was not charged only
     /// because of another share has no use to count.
     pub async fn charge_together(&self, shares: &[Share], within: Option<&AccountId>) -> Result<Vec<Charge>, Error> {
-        self.after_leases(|| self.try_charge_together(shares, within, self.clock.now())).await
+        self.require_fresh()?;
+        let charges = self.after_leases(|| self.try_charge_together(shares, within, self.clock.now())).await?;
+        self.require_fresh().map(|()| charges)
     }
 
     fn try_charge_together(
@@ -106,18 +112,22 @@ impl Engine {
         let bills: Vec<Bill> = shares.iter().map(|share| self.bill(share, within, now)).collect();
         let mut parts = Parts::lock(&bills);
         parts.add_up(&bills, self.options.key_checks_per_second, now);
-        let cover = parts.cover();
+        let mut cover = parts.cover();
         let spends = !parts.throttled() && bills.iter().all(|bill| bill.verdict == Verdict::Allowed);
-        let takes = spends && !cover.short;
-        if cover.unasked || (takes && cover.unknown) {
-            let holders = parts.want(takes);
-            drop(parts);
-            return Err(self.leases.enqueue(holders));
+        if let Some(clock) = self.leases.clock(&self.clock).filter(|_| spends && cover.short) {
+            parts.doubt(clock.monotonic());
+            cover = parts.cover();
         }
+        if cover.asks(spends) {
+            let (holders, urgency) = parts.want(spends && !cover.short);
+            drop(parts);
+            return Err(self.leases.enqueue(holders, urgency));
+        }
+        let takes = spends && !cover.lacks();
         let low = if takes { parts.spend(now) } else { Vec::new() };
         let mut used = Vec::new();
         let charges = bills.iter().map(|bill| {
-            let charge = parts.charge(bill, !cover.short, now);
+            let charge = parts.charge(bill, !cover.lacks(), now);
             if (takes || charge.verdict != Verdict::Allowed) && parts.count(bill, &charge, self.journal(), now) {
                 used.extend(bill.key.clone());
             }
@@ -129,7 +139,7 @@ impl Engine {
             self.usage.enqueue(entry);
         }
         if !low.is_empty() {
-            self.leases.enqueue(low);
+            self.leases.enqueue(low, Urgency::Later);
         }
         Ok(charges)
     }
@@ -219,21 +229,30 @@ impl<'a> Parts<'a> {
         all
     }
 
-    /// Has the budgets whose leases are too small want what they lack, or at least to know how they stand.
-    fn want(&mut self, takes: bool) -> Vec<Holder> {
+    /// Forgets denials that are not to be believed any more at `at`, by the clock that never steps back.
+    fn doubt(&mut self, at: Duration) {
+        self.keys.iter_mut().for_each(|key| key.meter.meter().doubt(at));
+        self.pools.iter_mut().filter_map(|pool| pool.meter.as_mut()).for_each(|meter| meter.doubt(at));
+    }
+
+    /// Has the budgets whose leases are too small want what they lack, or at least to know how they stand. Who they are of, and how
+    /// soon.
+    fn want(&mut self, takes: bool) -> (Vec<Holder>, Urgency) {
         let wanted = |sum: u64| if takes { sum } else { 0 };
-        let mut holders = Vec::new();
+        let (mut holders, mut urgency) = (Vec::new(), Urgency::Soon);
         for key in &mut self.keys {
-            if key.meter.meter().want(key.sum, wanted(key.sum)) {
+            if let Some(of_key) = key.meter.meter().want(key.sum, wanted(key.sum)) {
                 holders.push(Holder::Key(Arc::clone(key.entry)));
+                urgency = urgency.max(of_key);
             }
         }
         for PoolPart { entry, environment, meter, sum, .. } in &mut self.pools {
-            if meter.as_mut().is_some_and(|meter| meter.want(*sum, wanted(*sum))) {
+            if let Some(of_pool) = meter.as_mut().and_then(|meter| meter.want(*sum, wanted(*sum))) {
                 holders.push(Holder::Pool(Arc::clone(entry), *environment));
+                urgency = urgency.max(of_pool);
             }
         }
-        holders
+        (holders, urgency)
     }
 
     /// Takes from every budget the sum of its shares, which is leased. Returns those whose leases should be filled up.

@@ -13,16 +13,13 @@ use crate::domain::{
 };
 use crate::store::{AuditEvent, Commit, CommitError, Guard, LoadedKey, StoredKey, StoredSecret, Write};
 
+use super::renew::require_renewal;
 use super::{COMMIT_TRIES_MAX, Caller, Engine, Error, commit_error};
 
 /// Longest time for which an old secret may go on after a rotation: 90 days.
 const GRACE_MILLIS_MAX: i64 = 90 * 86_400_000;
 /// The end of a secret that has no grace.
 const ENDED: Time = Time::from_millis(0);
-/// Shortest and longest time by which a key may renew itself.
-const RENEWAL_MILLIS: std::ops::RangeInclusive<i64> = 3_600_000..=3_650 * 86_400_000;
-/// A key renews itself when a quarter of its period is left, or this if it is less.
-const RENEWAL_LEAD_MILLIS_MAX: i64 = 86_400_000;
 
 /// The condition that a revoked key fails.
 const KEY_REVOKED: &str = "KEY_REVOKED";
@@ -95,7 +92,7 @@ impl Engine {
     /// Makes a key.
     pub async fn create_key(&self, caller: &Caller, new: NewKey) -> Result<MadeKey, Error> {
         caller.require("tollgate:keys:write")?;
-        let _changing = self.changing.lock().await;
+        let changing = self.begin_change().await?;
         let now = self.clock.now();
         let (account, plan) = self.home_of(caller, new.account_id.as_ref())?;
         let key = assemble(new, account.id.clone(), new_id(now)?, String::new(), now, now)?;
@@ -119,8 +116,9 @@ impl Engine {
         let revision = self.commit(commit).await.map_err(|error| create_error(error, &plan))?;
         let key = Key { revision, ..key };
         let record = KeyRecord::new(&key, self.index.intern(&key.policy), None);
-        self.index.insert_key(LoadedKey { id: key.id, account_id: account.id, hash, record });
-        self.index.set_revision(revision);
+        let loaded = LoadedKey { id: key.id, account_id: account.id, hash, record };
+        self.apply_own(revision, |index| _ = index.insert_key(loaded)).await;
+        drop(changing);
         Ok(MadeKey { key, secret, revision })
     }
 
@@ -144,7 +142,9 @@ impl Engine {
             let event = AuditEvent { action: "key.update", subject: id.to_string(), details: changed };
             Ok(Change { key, new_secret: None, guards: guards_of_update(&account), event })
         };
-        self.change_key(caller, id, etag, change).await.map(|(stored, _)| stored)
+        let (stored, revision) = self.change_key(caller, id, etag, change).await?;
+        self.await_everybody(revision).await?;
+        Ok(stored)
     }
 
     /// Gives a key a new secret. The old one verifies for `grace_millis` more.
@@ -181,6 +181,10 @@ impl Engine {
             Ok(Change { key, new_secret: Some(StoredSecret { hash, pepper_id }), guards: Vec::new(), event })
         };
         let (stored, revision) = self.change_key(caller, id, etag, change).await?;
+        // What fails here must not: the new secret is known to nobody else. The old one is then refused everywhere within the fence.
+        if let Err(error) = self.await_everybody(revision).await {
+            tracing::warn!(%error, key = %id, "the key is rotated");
+        }
         let secret = made.ok_or_else(|| Error::Internal("a rotation made no secret".to_owned()))?;
         Ok(MadeKey { key: stored.key, secret, revision })
     }
@@ -196,62 +200,28 @@ impl Engine {
             let event = AuditEvent { action: "key.revoke", subject: id.to_string(), details };
             Ok(Change { key, new_secret: None, guards: Vec::new(), event })
         };
-        match self.change_key(caller, id, None, change).await {
-            Ok((stored, revision)) => Ok(RevokedKey { stored, revision }),
+        let revoked = match self.change_key(caller, id, None, change).await {
+            Ok((stored, revision)) => RevokedKey { stored, revision },
             Err(Error::Precondition { kind: KEY_REVOKED, .. }) => {
                 let stored = self.visible_key(caller, id).await?;
-                Ok(RevokedKey { revision: stored.key.revision, stored })
+                RevokedKey { revision: stored.key.revision, stored }
             }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Extends the expiry of every key that renews itself and is due. Returns how many. A key that can't be is no reason to
-    /// leave out the others.
-    pub async fn renew_keys(&self) -> Result<usize, Error> {
-        const ROWS_MAX: u32 = 500;
-        let mut renewed = 0;
-        loop {
-            let now = self.clock.now();
-            let due = self.read(self.store.keys_to_renew(now, RENEWAL_LEAD_MILLIS_MAX, ROWS_MAX)).await?;
-            let mut of_these = 0;
-            // Of what the store finds due; should the two ever disagree, this ends all the same.
-            for stored in due.iter().filter(|stored| renewed_expiry(&stored.key, now).is_some()) {
-                match self.renew_key(stored.key.id).await {
-                    Ok(()) => of_these += 1,
-                    Err(error @ Error::Unavailable(_)) => return Err(error),
-                    Err(error) => tracing::error!(%error, key = %stored.key.id, "a key could not renew itself"),
-                }
-            }
-            renewed += of_these;
-            if of_these == 0 || due.len() < usize::try_from(ROWS_MAX).unwrap_or(usize::MAX) {
-                return Ok(renewed);
-            }
-        }
-    }
-
-    async fn renew_key(&self, id: KeyId) -> Result<(), Error> {
-        let change = |stored: &StoredKey, now: Time| {
-            let expire_time = renewed_expiry(&stored.key, now);
-            let key =
-                Key { expire_time: expire_time.or(stored.key.expire_time), update_time: now, ..stored.key.clone() };
-            let details = changes(&stored.key, &key);
-            let event = AuditEvent { action: "key.renew", subject: id.to_string(), details };
-            Ok(Change { key, new_secret: None, guards: Vec::new(), event })
+            Err(error) => return Err(error),
         };
-        self.change_key(&Caller::System, id, None, change).await.map(drop)
+        self.await_everybody(revoked.revision).await?;
+        Ok(revoked)
     }
 
     /// Reads a key, lets `change` say what shall become of it, commits that and puts it into the index; again where
     /// another process was faster.
-    async fn change_key(
+    pub(super) async fn change_key(
         &self,
         caller: &Caller,
         id: KeyId,
         etag: Option<&str>,
         mut change: impl FnMut(&StoredKey, Time) -> Result<Change, Error>,
     ) -> Result<(StoredKey, Revision), Error> {
-        let _changing = self.changing.lock().await;
+        let changing = self.begin_change().await?;
         for _ in 0..COMMIT_TRIES_MAX {
             let stored = self.visible_key(caller, id).await?;
             let expected = stored.key.revision;
@@ -272,8 +242,8 @@ impl Engine {
             match self.commit(commit).await {
                 Ok(revision) => {
                     let key = Key { revision, ..key };
-                    self.apply_key(&key, &stored, new_secret.as_ref());
-                    self.index.set_revision(revision);
+                    self.apply_own(revision, |_| self.apply_key(&key, &stored, new_secret.as_ref())).await;
+                    drop(changing);
                     let hash = new_secret.map_or(stored.hash, |secret| secret.hash);
                     return Ok((StoredKey { key, hash, activity: stored.activity }, revision));
                 }
@@ -332,11 +302,11 @@ pub(super) fn new_id(now: Time) -> Result<KeyId, Error> {
 }
 
 /// What shall become of a key.
-struct Change {
-    key: Key,
-    new_secret: Option<StoredSecret>,
-    guards: Vec<Guard>,
-    event: AuditEvent,
+pub(super) struct Change {
+    pub(super) key: Key,
+    pub(super) new_secret: Option<StoredSecret>,
+    pub(super) guards: Vec<Guard>,
+    pub(super) event: AuditEvent,
 }
 
 /// A key from what a caller asked for.
@@ -426,20 +396,6 @@ fn require_future(expire_time: Option<Time>, now: Time) -> Result<(), Error> {
     }
 }
 
-fn require_renewal(auto_renew_millis: Option<i64>, expire_time: Option<Time>) -> Result<(), Error> {
-    let Some(millis) = auto_renew_millis else { return Ok(()) };
-    if !RENEWAL_MILLIS.contains(&millis) {
-        return Err(Error::invalid(
-            "key.auto_renew.period",
-            "must be between 1 hour (3600s) and 10 years (315360000s)",
-        ));
-    }
-    if expire_time.is_none() {
-        return Err(Error::invalid("key.auto_renew", "needs an `expire_time` to extend"));
-    }
-    Ok(())
-}
-
 fn require_not_revoked(key: &Key) -> Result<(), Error> {
     if !key.is_revoked() {
         return Ok(());
@@ -485,16 +441,6 @@ fn patched(old: &Key, patch: &KeyPatch, now: Time) -> Result<Key, Error> {
     Ok(key)
 }
 
-/// When a key that renews itself shall expire instead. Absent where it is not due.
-fn renewed_expiry(key: &Key, now: Time) -> Option<Time> {
-    let (period, expire_time) = (key.auto_renew_millis?, key.expire_time?);
-    let lead = (period / 4).min(RENEWAL_LEAD_MILLIS_MAX);
-    let due = expire_time.plus_millis(-lead) <= now && key.status == KeyStatus::Active;
-    // After a long sleep several periods at once.
-    let periods = now.plus_millis(lead).millis_since(expire_time).max(0) / period + 1;
-    due.then(|| expire_time.plus_millis(period.saturating_mul(periods)).min(Time::MAX))
-}
-
 /// Of a new key, what the audit trail keeps.
 pub(super) fn created_details(key: &Key) -> String {
     json!({
@@ -509,7 +455,7 @@ pub(super) fn created_details(key: &Key) -> String {
 }
 
 /// Of a changed key, the fields that differ, each with the value before and after.
-fn changes(old: &Key, new: &Key) -> String {
+pub(super) fn changes(old: &Key, new: &Key) -> String {
     let view = |key: &Key| {
         json!({
             "name": key.name,
@@ -535,58 +481,4 @@ pub(super) fn differences(old: &Value, new: &Value) -> String {
         (before != after).then(|| (field.clone(), json!({ "from": before, "to": after })))
     });
     Value::Object(changed.collect()).to_string()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn key(expire: i64, period: i64) -> Key {
-        let new = NewKey {
-            account_id: None,
-            name: "k".to_owned(),
-            description: String::new(),
-            environment: Environment::Live,
-            policy: Policy::default(),
-            expire_time: Some(Time::from_millis(expire)),
-            auto_renew_millis: Some(period),
-            metadata: Metadata::new(),
-        };
-        let zero = Time::from_millis(0);
-        assemble(new, AccountId::operator(), KeyId::from_bytes([0; 16]), String::new(), zero, zero).unwrap()
-    }
-
-    #[test]
-    fn a_key_renews_itself_when_a_quarter_is_left() {
-        let at = |millis| renewed_expiry(&key(10_000_000, 4_000_000), Time::from_millis(millis)).map(Time::millis);
-        let rows = [
-            (0, None),
-            (8_999_999, None),
-            (9_000_000, Some(14_000_000)),
-            (12_000_000, Some(14_000_000)),
-            (13_500_000, Some(18_000_000)),
-            (99_999_999, Some(102_000_000)),
-        ];
-        for (now, expected) in rows {
-            assert_eq!(at(now), expected, "at {now}");
-        }
-        let disabled = Key { status: KeyStatus::Disabled, ..key(0, 4_000_000) };
-        assert_eq!(renewed_expiry(&disabled, Time::from_millis(1)), None);
-    }
-
-    #[test]
-    fn renewal_has_bounds_and_needs_an_expiry() {
-        let some = Some(Time::from_millis(1));
-        assert!(require_renewal(Some(3_600_000), some).is_ok());
-        assert!(require_renewal(Some(3_599_999), some).is_err());
-        assert!(require_renewal(Some(i64::MAX), some).is_err());
-        assert!(require_renewal(Some(3_600_000), None).is_err());
-    }
-
-    #[test]
-    fn the_audit_trail_keeps_what_changed_alone() {
-        let old = key(1, 3_600_000);
-        let new = Key { name: "n".to_owned(), ..old.clone() };
-        assert_eq!(changes(&old, &new), r#"{"name":{"from":"k","to":"n"}}"#);
-    }
 }

@@ -4,13 +4,13 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 
 use crate::domain::Revision;
-use crate::store::{Loaded, LogPosition, StoreError};
+use crate::store::{Loaded, StoreError};
 
 use super::Engine;
 use super::pepper::PepperError;
 
 /// Parts of the snapshot that wait to be put into the index.
-const PARTS_WAITING_MAX: usize = 8;
+pub(super) const PARTS_WAITING_MAX: usize = 8;
 
 /// Why the index could not be filled.
 #[derive(Debug, Error)]
@@ -24,14 +24,23 @@ pub enum LoadError {
     /// A record belongs to one that is not there.
     #[error("the store holds {0} that belong to no account, or accounts that belong to no plan; run `tollgate doctor`")]
     Orphans(usize),
+    /// The database was restored or failed over while nobody was there to remember.
+    #[error(
+        "the database was restored, moved or failed over while no Tollgate was running, so nobody knows whether keys that were revoked \
+         since are in use in it again; look at docs/operations.md, and run `tollgate store adopt` to take it as it is"
+    )]
+    Moved,
 }
 
 impl Engine {
     /// Takes over from the processes before this one, and fills the index. Until it returns, checks of keys that are not there
     /// yet would be answered UNKNOWN, so nobody may be served before.
     pub async fn load(&self) -> Result<Revision, LoadError> {
+        self.steer_by_store().await?;
         self.take_over().await?;
-        self.load_index().await
+        let revision = self.load_index().await?;
+        self.join().await?;
+        Ok(revision)
     }
 
     /// Fills the index with all that the store holds, for a process that serves nobody.
@@ -50,16 +59,20 @@ impl Engine {
             }
         };
         let (position, ()) = tokio::join!(self.store.load(sink), fill);
-        let LogPosition { revision, .. } = position?;
+        let position = position?;
+        let revision = position.revision;
         if orphans > 0 {
             return Err(LoadError::Orphans(orphans));
         }
         self.index.set_revision(revision);
+        if let Some((_, share)) = self.shared() {
+            share.set_position(position);
+        }
         Ok(revision)
     }
 
     /// Puts a part in. Returns how many records had no place.
-    fn put(&self, part: Loaded) -> usize {
+    pub(super) fn put(&self, part: Loaded) -> usize {
         match part {
             Loaded::SecretsExpected(secrets) => {
                 self.index.reserve(secrets);

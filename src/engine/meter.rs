@@ -5,11 +5,14 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::ambient::Clock;
 use crate::decision::{AccountTerms, Credits};
 use crate::domain::{BudgetId, Environment, KeyId, Limit, Policy, Subject, Time, Verdict};
 
-use super::budget::{Ask, Budget, BudgetView, Cells, Cover};
-use super::budget_list::{Asking, BudgetList, keep_counters};
+use super::all_or_none::{Budgets as _, Covers};
+use super::ask::{Ask, Cells, Urgency};
+use super::budget::{Budget, BudgetView};
+use super::budget_list::{BudgetList, Round, keep_counters};
 use super::purse::{Fund, Purse, PurseView};
 use crate::journal::{Journal, SpendCell, UsageCell};
 use crate::store::{LeaseAsk, Leased};
@@ -27,6 +30,8 @@ pub(super) struct KeyMeter {
     pace: (i64, u32),
     /// Whether it is listed among those with something leased.
     pub(super) listed: bool,
+    /// How often leases were forgotten: what was reserved before that is not put back.
+    pub(super) era: u32,
 }
 
 /// Checks of one hour that ended in one verdict.
@@ -76,13 +81,21 @@ impl KeyMeter {
             queued: false,
             pace: (0, 0),
             listed: false,
+            era: 0,
         }
     }
 
+    /// Forgets all that was leased and reserved.
+    pub(super) fn forget(&mut self) {
+        self.budgets.forget();
+        self.listed = false;
+        self.era = self.era.wrapping_add(1);
+    }
+
     /// What the store is to be asked and told.
-    pub(super) fn asks(&mut self, id: KeyId, journal: &Journal, now: Time, mode: Asking) -> Vec<Asked> {
+    pub(super) fn asks(&mut self, id: KeyId, round: Round<'_>) -> Vec<Asked> {
         let Some((_, terms)) = self.basis.clone() else { return Vec::new() };
-        limit_asks(self.budgets.asks(journal, now, mode), &Subject::Key(id), &terms)
+        limit_asks(self.budgets.asks(round), &Subject::Key(id), &terms)
     }
 
     /// Takes what the store has granted.
@@ -90,6 +103,20 @@ impl KeyMeter {
         if let AskedFor::Limit(limit) = of {
             self.budgets.grant(limit, leased, cells);
         }
+    }
+
+    /// The budget of which the store was asked, unless it is there no more.
+    pub(super) fn budget_mut(&mut self, of: &AskedFor) -> Option<&mut Budget> {
+        match of {
+            AskedFor::Limit(limit) => self.budgets.find_mut(limit),
+            AskedFor::Credits(_) => None,
+        }
+    }
+
+    /// Every budget, under its name in the store.
+    pub(super) fn named_mut(&mut self, id: KeyId) -> Vec<(BudgetId, &mut Budget)> {
+        let subject = Subject::Key(id);
+        self.budgets.iter_mut().map(|(limit, budget)| (BudgetId::of_limit(&subject, limit), budget)).collect()
     }
 
     /// Brings the budgets up to date with the key's and the account's terms, and to the slot of `now`.
@@ -159,9 +186,20 @@ pub(super) struct AccountMeter {
     pub(super) credits_ended: Vec<(Fund, Ask)>,
     /// Whether it is listed among those with something leased.
     pub(super) listed: bool,
+    /// How often leases were forgotten: what was reserved before that is not put back.
+    pub(super) era: u32,
 }
 
 impl AccountMeter {
+    /// Forgets all that was leased and reserved.
+    pub(super) fn forget(&mut self) {
+        self.budgets.forget();
+        self.credits.iter_mut().flat_map(Purse::budgets_mut).for_each(Budget::forget);
+        self.credits_ended.clear();
+        self.listed = false;
+        self.era = self.era.wrapping_add(1);
+    }
+
     /// Brings the budgets up to date with the account's terms, and to the slot of `now`.
     pub(super) fn advance(&mut self, terms: &Arc<AccountTerms>, environment: Environment, now: Time) {
         if !self.basis.as_ref().is_some_and(|basis| Arc::ptr_eq(basis, terms)) {
@@ -182,12 +220,12 @@ impl AccountMeter {
     }
 
     /// What the store is to be asked and told.
-    pub(super) fn asks(&mut self, environment: Environment, journal: &Journal, now: Time, mode: Asking) -> Vec<Asked> {
+    pub(super) fn asks(&mut self, environment: Environment, round: Round<'_>) -> Vec<Asked> {
         let Some(terms) = self.basis.clone() else { return Vec::new() };
         let subject = Subject::Account(terms.account_id.clone(), environment);
-        let mut asks = limit_asks(self.budgets.asks(journal, now, mode), &subject, &terms);
+        let mut asks = limit_asks(self.budgets.asks(round), &subject, &terms);
         let mut of_credits = std::mem::take(&mut self.credits_ended);
-        of_credits.extend(self.credits.iter_mut().flat_map(|purse| purse.asks(journal, now, mode)));
+        of_credits.extend(self.credits.iter_mut().flat_map(|purse| purse.asks(round)));
         asks.extend(
             of_credits
                 .into_iter()
@@ -208,6 +246,23 @@ impl AccountMeter {
                 }
             }
         }
+    }
+
+    /// The budget of which the store was asked, unless it is there no more.
+    pub(super) fn budget_mut(&mut self, of: &AskedFor) -> Option<&mut Budget> {
+        match of {
+            AskedFor::Limit(limit) => self.budgets.find_mut(limit),
+            AskedFor::Credits(fund) => self.credits.as_mut()?.fund_mut(*fund),
+        }
+    }
+
+    /// Every budget, under its name in the store. None before it was first used.
+    pub(super) fn named_mut(&mut self, environment: Environment) -> Vec<(BudgetId, &mut Budget)> {
+        let Some(terms) = self.basis.clone() else { return Vec::new() };
+        let subject = Subject::Account(terms.account_id.clone(), environment);
+        let limits = self.budgets.iter_mut().map(|(limit, budget)| (BudgetId::of_limit(&subject, limit), budget));
+        let funds = self.credits.iter_mut().flat_map(Purse::funds_mut);
+        limits.chain(funds.map(|(fund, budget)| (fund.budget_id(&terms.account_id), budget))).collect()
     }
 
     /// Whether something is leased, or to be told.
@@ -350,16 +405,27 @@ impl Charge {
     }
 }
 
-/// Whether budgets hold what is asked of them, and who has to ask the store before that can be said.
+/// Who has to ask the store, and how soon.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Wants {
-    pub(super) key: bool,
-    pub(super) account: bool,
+    pub(super) key: Option<Urgency>,
+    pub(super) account: Option<Urgency>,
 }
 
 impl Wants {
-    pub(super) const fn any(self) -> bool {
-        self.key || self.account
+    /// Whose leases should be filled up.
+    pub(super) fn refill(key: bool, account: bool) -> Self {
+        Self { key: key.then_some(Urgency::Later), account: account.then_some(Urgency::Later) }
+    }
+
+    /// Who asks how they stand.
+    pub(super) fn to_know(key: bool, account: bool) -> Self {
+        Self { key: key.then_some(Urgency::Now), account: account.then_some(Urgency::Now) }
+    }
+
+    /// How soon, if anybody has to ask.
+    pub(super) fn urgency(self) -> Option<Urgency> {
+        self.key.max(self.account)
     }
 }
 
@@ -379,32 +445,41 @@ impl<F: FnOnce(&mut KeyMeter, Option<&mut AccountMeter>) -> Wants> Take for F {}
 
 /// By spending it.
 pub(super) fn spend(cost: u64, now: Time) -> impl Take {
-    move |key, account| Wants {
-        key: key.spend(cost, now),
-        account: account.is_some_and(|account| account.spend(cost, now)),
-    }
+    move |key, account| Wants::refill(key.spend(cost, now), account.is_some_and(|account| account.spend(cost, now)))
 }
 
 /// Holds a cost against all budgets of a key and its account, and, where `take` is given, has it take the cost from all of
-/// them or, if one lacks it, from none. Both meters have been advanced to `now`.
+/// them or, if one lacks it, from none. Both meters have been advanced to `now`. Where other processes share the store, `clock`
+/// tells how old its word is.
 pub(super) fn charge(
     key: &mut KeyMeter,
     mut account: Option<&mut AccountMeter>,
     cost: u64,
     take: Option<impl Take>,
     now: Time,
+    clock: Option<&Clock>,
 ) -> Charged<Charge> {
     let spend = take.is_some();
-    let cover = key.cover(cost).and(account.as_deref().map_or(Covers::NONE, |account| account.cover(cost)));
-    let asks = cover.unasked || (spend && !cover.short && cover.unknown);
-    if asks {
+    let covers = |key: &KeyMeter, account: Option<&AccountMeter>| {
+        key.cover(cost).and(account.map_or(Covers::NONE, |account| account.cover(cost)))
+    };
+    let mut cover = covers(key, account.as_deref());
+    if let Some(clock) = clock.filter(|_| spend && cover.short) {
+        let at = clock.monotonic();
+        key.doubt(at);
+        if let Some(account) = &mut account {
+            account.doubt(at);
+        }
+        cover = covers(key, account.as_deref());
+    }
+    if cover.asks(spend) {
         let wanted = if spend && !cover.short { cost } else { 0 };
-        let of_account = account.as_deref_mut().is_some_and(|account| account.want(cost, wanted));
+        let of_account = account.as_deref_mut().and_then(|account| account.want(cost, wanted));
         return Charged::Wait(Wants { key: key.want(cost, wanted), account: of_account });
     }
-    let take = take.filter(|_| !cover.short);
+    let take = take.filter(|_| !cover.lacks());
     let wants = take.map_or_else(Wants::default, |take| take(key, account.as_deref_mut()));
-    let charge = report(Some((key, cost)), account.as_deref().map(|account| (account, cost)), !cover.short, now);
+    let charge = report(Some((key, cost)), account.as_deref().map(|account| (account, cost)), !cover.lacks(), now);
     Charged::Done(charge, wants)
 }
 
@@ -447,114 +522,4 @@ fn retry_after(key: Option<(&KeyMeter, u64)>, account: Option<(&AccountMeter, u6
     let of_key = key.map_or(Some(now), |(key, cost)| key.available_at(cost, now));
     let of_account = account.map_or(Some(now), |(account, cost)| account.available_at(cost, now));
     Some(of_key?.max(of_account?).millis_since(now))
-}
-
-/// Budgets that are charged together.
-pub(super) trait Budgets {
-    /// All of them: limits, and credits where they are counted.
-    fn parts(&self) -> (&BudgetList, Option<&Purse>);
-
-    /// All of them.
-    fn parts_mut(&mut self) -> (&mut BudgetList, Option<&mut Purse>);
-
-    /// What they say to a cost, all together.
-    fn cover(&self, units: u64) -> Covers {
-        let (limits, purse) = self.parts();
-        let of_limits = limits.iter().map(|(_, budget)| (budget.cover(units), budget.is_asked()));
-        let of_purse = purse.map(|purse| (purse.cover(units), purse.is_asked()));
-        let mut all = Covers::NONE;
-        for said in of_limits.chain(of_purse) {
-            match said {
-                (Cover::Leased, _) => {}
-                (Cover::Unknown, true) => all.unknown = true,
-                (Cover::Unknown, false) => all.unasked = true,
-                (Cover::Short, _) => all.short = true,
-            }
-        }
-        all
-    }
-
-    /// Has those that don't know, or whose lease is too small for `cost`, want `wanted` units. True if there are such.
-    fn want(&mut self, cost: u64, wanted: u64) -> bool {
-        let (limits, purse) = self.parts_mut();
-        let mut any = purse.is_some_and(|purse| purse.want(cost, wanted));
-        for budget in limits.budgets_mut() {
-            if budget.cover(cost) == Cover::Unknown && (wanted > 0 || !budget.is_asked()) {
-                budget.want(wanted);
-                any = true;
-            }
-        }
-        any
-    }
-
-    /// Each budget with what it is charged of a cost that all have leased.
-    fn charged(&mut self, units: u64) -> impl Iterator<Item = (&mut Budget, u64)> {
-        let (limits, purse) = self.parts_mut();
-        let of_purse = purse.into_iter().flat_map(move |purse| purse.charged(units));
-        let of_purse = of_purse.map(|(_, budget, units)| (budget, units));
-        limits.budgets_mut().map(move |budget| (budget, units)).chain(of_purse)
-    }
-
-    /// Spends what all have leased. True if a lease should be filled up.
-    fn spend(&mut self, units: u64, now: Time) -> bool {
-        let mut low = false;
-        for (budget, units) in self.charged(units) {
-            if budget.spend(units, now) {
-                budget.want(0);
-                low = true;
-            }
-        }
-        low
-    }
-
-    /// When all can spend so many units if nothing is spent until then; absent where one never can.
-    fn available_at(&self, units: u64, now: Time) -> Option<Time> {
-        let (limits, purse) = self.parts();
-        let of_purse = purse.map_or(Some(now), |purse| purse.available_at(units, now));
-        limits.iter().map(|(_, budget)| budget.available_at(units, now)).try_fold(of_purse?, |at, of| Some(at.max(of?)))
-    }
-}
-
-/// What budgets say to a cost, all together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Covers {
-    /// One has not so much in this slot.
-    pub(super) short: bool,
-    /// One has it, and has to lease it.
-    pub(super) unknown: bool,
-    /// One has never been asked for.
-    pub(super) unasked: bool,
-}
-
-impl Covers {
-    /// No budget at all.
-    pub(super) const NONE: Self = Self { short: false, unknown: false, unasked: false };
-
-    pub(super) const fn and(self, other: Self) -> Self {
-        Self {
-            short: self.short || other.short,
-            unknown: self.unknown || other.unknown,
-            unasked: self.unasked || other.unasked,
-        }
-    }
-}
-
-impl Budgets for KeyMeter {
-    fn parts(&self) -> (&BudgetList, Option<&Purse>) {
-        (&self.budgets, None)
-    }
-
-    fn parts_mut(&mut self) -> (&mut BudgetList, Option<&mut Purse>) {
-        (&mut self.budgets, None)
-    }
-}
-
-impl Budgets for AccountMeter {
-    fn parts(&self) -> (&BudgetList, Option<&Purse>) {
-        (&self.budgets, self.credits.as_ref())
-    }
-
-    fn parts_mut(&mut self) -> (&mut BudgetList, Option<&mut Purse>) {
-        (&mut self.budgets, self.credits.as_mut())
-    }
 }

@@ -5,7 +5,11 @@
 //! even if the client goes away, or the index would miss what the store has (`transport` spawns them).
 
 mod account;
+mod acknowledge;
 mod adjust;
+mod all_or_none;
+mod apply;
+mod ask;
 mod attempt;
 mod authority;
 #[cfg(test)]
@@ -17,8 +21,12 @@ mod budget_tests;
 mod check;
 mod demand;
 mod error;
+mod fence;
+mod forget;
 mod import;
 mod index;
+#[cfg(test)]
+mod index_tests;
 mod joint;
 mod key;
 mod key_read;
@@ -27,11 +35,15 @@ mod load;
 mod meter;
 mod operation;
 mod operation_desk;
+mod others;
 pub mod pepper;
 mod plan;
 mod purse;
 mod recover;
+mod renew;
+mod replica;
 mod reserve;
+mod restate;
 mod usage;
 
 use std::path::PathBuf;
@@ -41,11 +53,11 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::ambient::{Clock, random};
+use crate::ambient::Clock;
 use crate::decision::secret::{Brand, Hasher};
 use crate::domain::Revision;
 use crate::journal::Journal;
-use crate::store::{Commit, CommitError, Incarnation, SharedStore, StoreError, Uncertain};
+use crate::store::{Commit, CommitError, SharedStore, StoreError, Uncertain};
 
 pub use account::AccountPatch;
 pub use adjust::{Adjusted, CreditAdjustment};
@@ -61,6 +73,7 @@ pub use lease::LeaseStats;
 pub use load::LoadError;
 pub use meter::{Charge, CreditStatus, Level, LimitStatus, nearest_limit};
 pub use plan::PlanPatch;
+pub use replica::{ReplicaOptions, ReplicaStats};
 pub use usage::{Granularity, UsageBucket, UsageReport, UsageSum};
 
 /// Times that a change is tried again when another process changed the same record in between.
@@ -79,6 +92,8 @@ pub struct Options {
     pub uncertain: Uncertain,
     /// Where this process keeps what it spends for the case that it is killed. Absent: nowhere.
     pub journal: Option<PathBuf>,
+    /// How it takes part where several processes share the store. Absent for one that serves nobody.
+    pub replica: Option<ReplicaOptions>,
 }
 
 impl Default for Options {
@@ -89,6 +104,7 @@ impl Default for Options {
             key_checks_per_second: 0,
             uncertain: Uncertain::Charge,
             journal: None,
+            replica: None,
         }
     }
 }
@@ -110,6 +126,12 @@ pub struct Engine {
     /// Held from the first read of a change until it is in the index, so that revisions are applied in their order. Nothing
     /// is put into the index but under it.
     changing: tokio::sync::Mutex<()>,
+    /// Where several processes share the store, the index is written under this, as polls tell, and never by a change itself.
+    writing: tokio::sync::Mutex<()>,
+    /// What is known of the others, where there are any.
+    share: Option<replica::Share>,
+    fence: fence::Fence,
+    following_fails: AtomicBool,
     writing_fails: AtomicBool,
     reading_fails: AtomicBool,
 }
@@ -118,9 +140,9 @@ impl Engine {
     /// With an empty index: [`Self::load`] fills it.
     #[must_use]
     pub fn new(store: SharedStore, clock: Clock, options: Options) -> Self {
-        // Without randomness no key can be made either, and the time alone tells two processes apart well enough.
-        let now = clock.now();
-        let incarnation = Incarnation(random::uuid_v7(now).unwrap_or_else(|_| i128::from(now.millis()).to_be_bytes()));
+        let incarnation = Self::draw_incarnation(&clock);
+        let shared = store.replication().is_some();
+        let share = options.replica.clone().filter(|_| shared).map(replica::Share::new);
         Self {
             store,
             clock,
@@ -128,12 +150,16 @@ impl Engine {
             hasher: options.hasher.clone(),
             options,
             index: index::Index::new(),
-            usage: usage::UsageBuffer::default(),
+            usage: usage::UsageBuffer::new(incarnation),
             attempts: attempt::Attempts::new(),
-            leases: lease::LeaseDesk::new(incarnation),
+            leases: lease::LeaseDesk::new(incarnation, shared),
             journal: OnceLock::new(),
             operations: operation_desk::OperationDesk::new(),
             changing: tokio::sync::Mutex::new(()),
+            writing: tokio::sync::Mutex::new(()),
+            fence: fence::Fence::new(share.is_some()),
+            share,
+            following_fails: AtomicBool::new(false),
             writing_fails: AtomicBool::new(false),
             reading_fails: AtomicBool::new(false),
         }
@@ -161,6 +187,7 @@ impl Engine {
         if self.index.revision() >= revision {
             return Ok(());
         }
+        let _hurry = self.share.as_ref().map(replica::Share::hurry);
         let mut watch: watch::Receiver<Revision> = self.index.watch_revision();
         match tokio::time::timeout(timeout, watch.wait_for(|current| *current >= revision)).await {
             Ok(Ok(_)) => Ok(()),
@@ -172,8 +199,28 @@ impl Engine {
         }
     }
 
-    /// Commits, and logs a store that cannot. The caller applies the change to the index and then says
-    /// [`index::Index::set_revision`].
+    /// Lets this change in, and no other until the guard is dropped. It is decided by all that was changed before, also by others
+    /// that share the store.
+    async fn begin_change(&self) -> Result<tokio::sync::MutexGuard<'_, ()>, Error> {
+        let changing = self.changing.lock().await;
+        if self.share.is_some() {
+            self.catch_up().await?;
+        }
+        Ok(changing)
+    }
+
+    /// Has a change that this process has committed in the index when it returns. Where several share the store, the next poll brings
+    /// it, in the order of all revisions.
+    async fn apply_own(&self, revision: Revision, apply: impl FnOnce(&index::Index)) {
+        if self.share.is_some() {
+            self.await_own(revision).await;
+        } else {
+            apply(&self.index);
+            self.index.set_revision(revision);
+        }
+    }
+
+    /// Commits, and logs a store that cannot. The caller then says [`Self::apply_own`].
     async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
         let result = self.store.commit(commit).await;
         let failure = match &result {

@@ -12,8 +12,9 @@
 use std::sync::Arc;
 
 use crate::domain::{AccountId, Environment, OperationId, Time, Verdict};
-use crate::store::{NamedOperation, Operation, RecordError, Recorded, Refund};
+use crate::store::{Incarnation, NamedOperation, Operation, RecordError, Recorded, Refund};
 
+use super::ask::Urgency;
 use super::check::{Answer, Asked, Check};
 use super::index::{AccountEntry, KeyEntry};
 use super::lease::{Holder, Ticket, WAIT_MAX};
@@ -24,6 +25,8 @@ use super::{Caller, Engine, Error};
 /// A check that may, with its cost out of the leases.
 #[derive(Debug)]
 struct Reservation {
+    /// The name under which it was leased.
+    incarnation: Incarnation,
     asked: Asked,
     charge: Charge,
     of_key: Vec<Held>,
@@ -45,6 +48,13 @@ impl Engine {
     /// Fails with [`Error::AlreadyExists`] where the name stands for another key or cost, and with [`Error::Precondition`]
     /// where it was given back. The caller lets it run to its end even if the client goes away.
     pub async fn check_operation(&self, check: &Check<'_>, id: &OperationId, now: Time) -> Result<Answer, Error> {
+        self.require_fresh()?;
+        let answer = self.operate(check, id, now).await?;
+        // Sent again once it is fresh, it is answered as it was charged.
+        self.require_fresh().map(|()| answer)
+    }
+
+    async fn operate(&self, check: &Check<'_>, id: &OperationId, now: Time) -> Result<Answer, Error> {
         let asked = match self.asked(check, now) {
             Ok(asked) => asked,
             Err(unidentified) => return Ok(unidentified.into()),
@@ -67,9 +77,10 @@ impl Engine {
             Tried::Reserved(reservation) => reservation,
         };
         let operation = reservation.operation(check);
-        match self.record_operation(NamedOperation { account_id, id: id.clone(), operation }).await {
+        let named = NamedOperation { account_id, id: id.clone(), operation };
+        match self.record_operation(named, reservation.incarnation).await {
             Ok(Recorded::New) => {
-                let Reservation { asked, charge, of_key, of_account } = *reservation;
+                let Reservation { incarnation: _, asked, charge, of_key, of_account } = *reservation;
                 let queue = |meter: &mut KeyMeter| {
                     meter.charged_reserved(&of_key);
                     meter.touch(check.request.client_ip, self.clock.now())
@@ -144,25 +155,27 @@ impl Engine {
         }
         let (entry, environment) = (&asked.entry, asked.environment());
         let (mut of_key, mut of_account) = (Vec::new(), Vec::new());
-        let reserve = |key: &mut KeyMeter, account: Option<&mut AccountMeter>| Wants {
-            key: key.reserve(entry.id, check.cost, now, &mut of_key),
-            account: account.is_some_and(|it| it.reserve(environment, check.cost, now, &mut of_account)),
+        let reserve = |key: &mut KeyMeter, account: Option<&mut AccountMeter>| {
+            let key = key.reserve(entry.id, check.cost, now, &mut of_key);
+            Wants::refill(key, account.is_some_and(|it| it.reserve(environment, check.cost, now, &mut of_account)))
         };
-        let charged = entry.with_meter(|meter| {
+        let (incarnation, charged) = entry.with_meter(|meter| {
+            // Under the lock of the key, whose leases are forgotten under it before the name changes.
+            let incarnation = self.incarnation();
             let charged = self.charge(meter, entry, check.cost, Some(reserve), now);
             if let Charged::Done(Charge { verdict: Verdict::Allowed, .. }, _) = charged {
                 meter.keep_pace(now);
             }
-            charged
+            (incarnation, charged)
         });
         match charged {
             Charged::Wait(wants) => Err(self.enqueue_wants(entry, environment, wants)),
             Charged::Done(charge, wants) => {
-                if wants.any() {
+                if wants.urgency().is_some() {
                     self.enqueue_wants(entry, environment, wants);
                 }
                 if charge.verdict == Verdict::Allowed {
-                    Ok(Tried::Reserved(Box::new(Reservation { asked, charge, of_key, of_account })))
+                    Ok(Tried::Reserved(Box::new(Reservation { incarnation, asked, charge, of_key, of_account })))
                 } else {
                     Ok(Tried::Denied(self.deny(asked, check, charge, now)))
                 }
@@ -177,7 +190,8 @@ impl Engine {
         entry.with_meter(|meter| meter.unreserve(of_key));
         entry.account.meter(environment).unreserve(of_account);
         // So that they are looked through when nobody uses them.
-        self.leases.enqueue([Holder::Key(Arc::clone(entry)), Holder::Pool(Arc::clone(&entry.account), environment)]);
+        let holders = [Holder::Key(Arc::clone(entry)), Holder::Pool(Arc::clone(&entry.account), environment)];
+        self.leases.enqueue(holders, Urgency::Later);
     }
 
     /// Answers a check that was charged before.
@@ -235,7 +249,8 @@ impl Engine {
         }
         refresh(&mut *account.meter(environment));
         let pool = Holder::Pool(Arc::clone(account), environment);
-        self.leases.enqueue(key.map(|entry| Holder::Key(Arc::clone(entry))).into_iter().chain([pool]))
+        let key = key.map(|entry| Holder::Key(Arc::clone(entry)));
+        self.leases.enqueue(key.into_iter().chain([pool]), Urgency::Now)
     }
 }
 

@@ -9,7 +9,7 @@ use foldhash::quality::RandomState;
 use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 
 use crate::domain::{AccountId, OperationId};
-use crate::store::{NamedOperation, OperationBatch, RecordError, Recorded, StoreError};
+use crate::store::{Incarnation, NamedOperation, OperationBatch, RecordError, Recorded, StoreError};
 
 use super::index::AccountEntry;
 use super::{Engine, Error};
@@ -24,12 +24,21 @@ const TURNS: usize = 1_024;
 
 type Answer = Result<Recorded, RecordError>;
 
+/// An operation on its way to the store.
+#[derive(Debug)]
+struct Queued {
+    /// Who leased what it is charged.
+    incarnation: Incarnation,
+    named: NamedOperation,
+    sender: oneshot::Sender<Answer>,
+}
+
 /// Who has their turn, and the queue for the store.
 #[derive(Debug)]
 pub(super) struct OperationDesk {
     turns: Box<[tokio::sync::Mutex<()>; TURNS]>,
     hasher: RandomState,
-    queue: Mutex<VecDeque<(NamedOperation, oneshot::Sender<Answer>)>>,
+    queue: Mutex<VecDeque<Queued>>,
     /// Held by whoever writes for all that are queued.
     writing: tokio::sync::Mutex<()>,
     under_way: Semaphore,
@@ -76,16 +85,16 @@ impl OperationDesk {
         self.turns.get(place).unwrap_or(first).lock().await
     }
 
-    fn queue(&self) -> MutexGuard<'_, VecDeque<(NamedOperation, oneshot::Sender<Answer>)>> {
+    fn queue(&self) -> MutexGuard<'_, VecDeque<Queued>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Engine {
-    /// Has the store charge an operation, together with all that others bring meanwhile.
-    pub(super) async fn record_operation(&self, named: NamedOperation) -> Answer {
+    /// Has the store charge an operation to leases that were granted under this name, together with all that others bring meanwhile.
+    pub(super) async fn record_operation(&self, named: NamedOperation, incarnation: Incarnation) -> Answer {
         let (sender, mut answer) = oneshot::channel();
-        self.operations.queue().push_back((named, sender));
+        self.operations.queue().push_back(Queued { incarnation, named, sender });
         loop {
             tokio::select! {
                 biased;
@@ -104,12 +113,21 @@ impl Engine {
         if queued.is_empty() {
             return;
         }
-        let now = self.clock.now();
-        let (mut operations, senders): (Vec<NamedOperation>, Vec<_>) = queued.into_iter().unzip();
-        for named in &mut operations {
-            named.operation.time = now;
+        let (now, incarnation) = (self.clock.now(), self.incarnation());
+        let (mut operations, mut senders) = (Vec::with_capacity(queued.len()), Vec::with_capacity(queued.len()));
+        for Queued { incarnation: leased_by, mut named, sender } in queued {
+            if leased_by == incarnation {
+                named.operation.time = now;
+                operations.push(named);
+                senders.push(sender);
+            } else {
+                _ = sender.send(Err(RecordError::NotWritten(closed())));
+            }
         }
-        let batch = OperationBatch { incarnation: self.leases.incarnation, now, operations };
+        if operations.is_empty() {
+            return;
+        }
+        let batch = OperationBatch { incarnation, now, operations };
         let result = self.store.record_operations(&batch).await;
         let failure = result.as_ref().err().map(|(RecordError::NotWritten(error) | RecordError::Unknown(error))| error);
         Self::note_store(&self.writing_fails, failure, "written");
@@ -127,6 +145,11 @@ impl Engine {
             }
         }
     }
+}
+
+/// What it was to be charged to was forgotten since.
+fn closed() -> StoreError {
+    StoreError::Unavailable("the leases of this process were closed; repeat the call".to_owned())
 }
 
 /// Whoever wrote for all was stopped in the middle of it.

@@ -35,7 +35,7 @@ impl Engine {
         if plan.id == PlanId::operator() {
             return Err(Error::AlreadyExists(format!("`{}` is the built-in plan of the operator account", plan.id)));
         }
-        let _changing = self.changing.lock().await;
+        let changing = self.begin_change().await?;
         let now = self.clock.now();
         let plan = Plan { create_time: now, update_time: now, ..plan };
         check_plan(&plan)?;
@@ -48,7 +48,9 @@ impl Engine {
             writes: vec![Write::InsertPlan(plan.clone())],
         };
         let revision = self.commit(commit).await.map_err(|error| plan_error(error, &plan.id))?;
-        Ok(self.apply_plan(Plan { revision, ..plan }))
+        let plan = self.apply_plan(Plan { revision, ..plan }).await;
+        drop(changing);
+        Ok(plan)
     }
 
     /// One plan.
@@ -79,7 +81,7 @@ impl Engine {
     ) -> Result<Plan, Error> {
         require_admin(caller)?;
         require_not_built_in(id)?;
-        let _changing = self.changing.lock().await;
+        let changing = self.begin_change().await?;
         for _ in 0..COMMIT_TRIES_MAX {
             let old = self.plan_at(id, etag).await?;
             let now = self.clock.now();
@@ -94,7 +96,12 @@ impl Engine {
                 writes: vec![Write::UpdatePlan(plan.clone(), old.revision)],
             };
             match self.commit(commit).await {
-                Ok(revision) => return Ok(self.apply_plan(Plan { revision, ..plan })),
+                Ok(revision) => {
+                    let plan = self.apply_plan(Plan { revision, ..plan }).await;
+                    drop(changing);
+                    self.await_everybody(revision).await?;
+                    return Ok(plan);
+                }
                 Err(CommitError::Stale) => {}
                 Err(error) => return Err(plan_error(error, id)),
             }
@@ -106,7 +113,7 @@ impl Engine {
     pub async fn delete_plan(&self, caller: &Caller, id: &PlanId, etag: Option<&str>) -> Result<(), Error> {
         require_admin(caller)?;
         require_not_built_in(id)?;
-        let _changing = self.changing.lock().await;
+        let changing = self.begin_change().await?;
         for _ in 0..COMMIT_TRIES_MAX {
             let old = self.plan_at(id, etag).await?;
             let commit = Commit {
@@ -119,8 +126,8 @@ impl Engine {
             };
             match self.commit(commit).await {
                 Ok(revision) => {
-                    self.index.remove_plan(id);
-                    self.index.set_revision(revision);
+                    self.apply_own(revision, |index| index.remove_plan(id)).await;
+                    drop(changing);
                     return Ok(());
                 }
                 Err(CommitError::Stale) => {}
@@ -147,9 +154,8 @@ impl Engine {
         caller.own_account().is_none() || self.own_plan(caller).as_ref() == Some(id)
     }
 
-    fn apply_plan(&self, plan: Plan) -> Plan {
-        self.index.put_plan(plan.clone());
-        self.index.set_revision(plan.revision);
+    async fn apply_plan(&self, plan: Plan) -> Plan {
+        self.apply_own(plan.revision, |index| index.put_plan(plan.clone())).await;
         plan
     }
 }

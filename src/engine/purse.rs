@@ -7,11 +7,12 @@
 use crate::decision::Credits;
 use crate::decision::quota::Rule;
 use crate::domain::{AccountId, BudgetId, Time, TimeZone};
-use crate::journal::Journal;
 use crate::store::Leased;
 
-use super::budget::{Ask, Budget, BudgetView, Cells, Cover, LeaseName};
-use super::budget_list::Asking;
+use super::ask::Urgency;
+use super::ask::{Ask, Cells, LeaseName};
+use super::budget::{Budget, BudgetView, Cover};
+use super::budget_list::Round;
 
 /// Credits of an account.
 #[derive(Debug)]
@@ -134,8 +135,18 @@ impl Purse {
             None if of_top_ups == 0 => Cover::Leased,
             None => Cover::Short,
         };
-        // To the last unit of the allowance before the first of the top-ups.
-        if covered == Cover::Leased && unleased > 0 { Cover::Unknown } else { covered }
+        match covered {
+            // To the last unit of the allowance before the first of the top-ups.
+            Cover::Leased if unleased > 0 => Cover::Unknown,
+            // What others hold of the allowance may do.
+            Cover::Short if units <= self.capacity() && self.allowance.is_doubtful() => Cover::Doubtful,
+            Cover::Leased | Cover::Unknown | Cover::Doubtful | Cover::Short => covered,
+        }
+    }
+
+    /// Units of both together, spent ones included.
+    fn capacity(&self) -> u64 {
+        self.terms.allowance.saturating_add(self.terms.topped_up)
     }
 
     /// Whether the store has said how all of it stands.
@@ -145,25 +156,39 @@ impl Purse {
 
     /// Whether there are so many units, leased or not, by what is known.
     pub(super) fn covers(&self, units: u64) -> bool {
-        self.cover(units) != Cover::Short
+        matches!(self.cover(units), Cover::Leased | Cover::Unknown)
     }
 
-    /// Has what doesn't know, or whose lease is too small for `cost`, want its part of `wanted` units. True if there is such.
-    pub(super) fn want(&mut self, cost: u64, wanted: u64) -> bool {
-        if self.cover(cost) != Cover::Unknown || (wanted == 0 && self.is_asked()) {
-            return false;
+    /// Has what doesn't know, or whose lease is too small for `cost`, want its part of `wanted` units. How soon, if there is such.
+    pub(super) fn want(&mut self, cost: u64, wanted: u64) -> Option<Urgency> {
+        let cover = self.cover(cost);
+        if matches!(cover, Cover::Leased | Cover::Short) || (wanted == 0 && self.is_asked()) {
+            return None;
         }
+        let mut urgency = Urgency::Soon;
         let (leased, unleased) = (self.allowance.leased(), self.allowance.unleased());
         let of_top_ups = wanted.saturating_sub(leased.saturating_add(unleased));
-        if !self.allowance.is_asked() || (wanted > leased && unleased > 0) {
+        if cover == Cover::Doubtful && self.allowance.is_doubtful() {
+            // All that others hold of it.
+            self.allowance.want(wanted.min(self.terms.allowance));
+            urgency = urgency.max(self.allowance.urgency());
+        } else if !self.allowance.is_asked() || (wanted > leased && unleased > 0) {
             self.allowance.want(wanted - of_top_ups);
+            urgency = urgency.max(self.allowance.urgency());
         }
         if let Some(top_ups) = &mut self.top_ups
             && (!top_ups.is_asked() || of_top_ups > top_ups.leased())
         {
-            top_ups.want(of_top_ups);
+            top_ups.want(of_top_ups.min(self.terms.topped_up));
+            urgency = urgency.max(top_ups.urgency());
         }
-        true
+        Some(urgency)
+    }
+
+    /// Both, with what they are.
+    pub(super) fn funds_mut(&mut self) -> impl Iterator<Item = (Fund, &mut Budget)> {
+        let top_ups = self.top_ups.as_deref_mut().map(|top_ups| (Fund::TopUps, top_ups));
+        std::iter::once((Fund::Allowance, &mut self.allowance)).chain(top_ups)
     }
 
     /// What each budget is charged of a cost that [`Self::cover`] has said is leased.
@@ -190,10 +215,13 @@ impl Purse {
     }
 
     /// What the store is to be asked and told.
-    pub(super) fn asks(&mut self, journal: &Journal, now: Time, mode: Asking) -> Vec<(Fund, Ask)> {
-        let of_allowance = mode.of(&mut self.allowance, journal, now).map(|ask| (Fund::Allowance, ask));
-        let of_top_ups =
-            self.top_ups.as_deref_mut().and_then(|top_ups| Some((Fund::TopUps, mode.of(top_ups, journal, now)?)));
+    pub(super) fn asks(&mut self, round: Round<'_>) -> Vec<(Fund, Ask)> {
+        let of_top_ups = self.top_ups.as_deref_mut().and_then(|top_ups| Some((Fund::TopUps, round.ask(top_ups)?)));
+        // Others may have given back units of the allowance, which are to be spent before more of the top-ups.
+        if let (Some(at), Some(_)) = (round.at, &of_top_ups) {
+            self.allowance.freshen(at);
+        }
+        let of_allowance = round.ask(&mut self.allowance).map(|ask| (Fund::Allowance, ask));
         of_allowance.into_iter().chain(of_top_ups).collect()
     }
 
@@ -219,6 +247,8 @@ mod tests {
 
     use super::*;
     use crate::decision::quota::State;
+    use crate::engine::budget_list::Asking;
+    use crate::journal::Journal;
 
     /// 1970-02-01.
     const FEBRUARY: i64 = 31 * 86_400_000;
@@ -230,6 +260,11 @@ mod tests {
 
     fn terms(allowance: u64, topped_up: u64) -> Credits {
         Credits { allowance, reset_day: 1, topped_up }
+    }
+
+    /// A round of a process that has the store for itself.
+    fn alone(journal: &Journal, now: Time, mode: Asking) -> Round<'_> {
+        Round { journal, now, at: None, mode }
     }
 
     /// A purse, and a store for it.
@@ -268,7 +303,7 @@ mod tests {
         fn round(&mut self, now: Time, mode: Asking) {
             self.rounds += 1;
             let mut asks = std::mem::take(&mut self.ended);
-            asks.extend(self.purse.iter_mut().flat_map(|purse| purse.asks(&Journal::default(), now, mode)));
+            asks.extend(self.purse.iter_mut().flat_map(|purse| purse.asks(alone(&Journal::default(), now, mode))));
             for (fund, ask) in asks {
                 let leased = self.answer(fund, &ask, now);
                 match self.purse.as_mut().and_then(|purse| purse.fund_mut(fund)) {
@@ -286,8 +321,8 @@ mod tests {
                 match self.purse().cover(units) {
                     Cover::Leased => break,
                     Cover::Short => return None,
-                    Cover::Unknown => {
-                        assert!(self.purse().want(units, units));
+                    Cover::Unknown | Cover::Doubtful => {
+                        assert!(self.purse().want(units, units).is_some());
                         self.round(now, Asking::Wanted);
                     }
                 }
@@ -304,7 +339,7 @@ mod tests {
         fn left(&mut self, now: Time) -> (u64, u64) {
             self.purse().advance(&TimeZone::UTC, now);
             if !self.purse().is_asked() {
-                assert!(self.purse().want(0, 0));
+                assert!(self.purse().want(0, 0).is_some());
                 self.round(now, Asking::Wanted);
             }
             let PurseView { remaining, topped_up_remaining, .. } = self.purse().view(now);
@@ -352,8 +387,8 @@ mod tests {
     fn an_allowance_that_is_used_up_is_not_asked_for() {
         let mut rig = Rig::new(terms(2, 1_000));
         assert!(rig.spend(2, at(0)).is_some());
-        assert!(rig.purse().want(500, 500));
-        let asks = rig.purse().asks(&Journal::default(), at(0), Asking::Wanted);
+        assert!(rig.purse().want(500, 500).is_some());
+        let asks = rig.purse().asks(alone(&Journal::default(), at(0), Asking::Wanted));
         assert_eq!(asks.into_iter().map(|(fund, ask)| (fund, ask.wanted)).collect::<Vec<_>>(), [(Fund::TopUps, 500)]);
     }
 
@@ -407,8 +442,8 @@ mod tests {
         let mut rig = Rig::new(terms(0, 50));
         assert!(rig.spend(10, at(0)).is_some());
         // An ask is under way while credits cease to be counted.
-        assert!(rig.purse().want(30, 30));
-        let asks = rig.purse().asks(&Journal::default(), at(0), Asking::Wanted);
+        assert!(rig.purse().want(30, 30).is_some());
+        let asks = rig.purse().asks(alone(&Journal::default(), at(0), Asking::Wanted));
         rig.set_terms(None);
         for (fund, ask) in asks {
             let leased = rig.answer(fund, &ask, at(0));

@@ -24,7 +24,7 @@ impl Engine {
         }
         if let Some(opened) = opened {
             // It is the first to be set: nobody is served yet.
-            _ = self.journal.set(begin(&opened, self.leases.incarnation)?);
+            _ = self.journal.set(begin(&opened, self.incarnation())?);
         }
         Ok(())
     }
@@ -33,7 +33,7 @@ impl Engine {
         let known =
             left.map(|left| KnownSpends { incarnation: Incarnation(left.incarnation), counters: left.spends.clone() });
         let policy = self.options.uncertain;
-        let (survivor, now) = (self.leases.incarnation, self.clock.now());
+        let (survivor, now) = (self.incarnation(), self.clock.now());
         let closing = Closing::at_start(survivor, now, policy, known.as_ref());
         let Closed { known, uncertain } = self.store.close_leases(&closing).await?;
         let units = uncertain.iter().map(|lease| lease.units).fold(0, u64::saturating_add);

@@ -3,9 +3,10 @@
 use crate::domain::{BudgetId, Environment, KeyId, Subject, Time};
 use crate::store::OperationCharge;
 
-use super::budget::{Budget, LeaseName, number};
-use super::meter::{AccountMeter, AskedFor, Budgets, KeyMeter};
-use super::purse::Purse;
+use super::all_or_none::Budgets;
+use super::ask::{LeaseName, number};
+use super::budget::Budget;
+use super::meter::{AccountMeter, AskedFor, KeyMeter};
 
 /// What was taken out of one lease.
 #[derive(Debug)]
@@ -14,15 +15,17 @@ pub(super) struct Held {
     budget: BudgetId,
     lease: LeaseName,
     units: u64,
+    /// Since when leases were last forgotten, by the count of the meter.
+    era: u32,
 }
 
 impl Held {
-    fn take(of: AskedFor, id: BudgetId, budget: &mut Budget, units: u64, now: Time) -> (Self, bool) {
+    fn take(of: AskedFor, id: BudgetId, budget: &mut Budget, units: u64, (era, now): (u32, Time)) -> (Self, bool) {
         let (lease, low) = budget.reserve(units, now);
         if low {
             budget.want(0);
         }
-        (Self { of, budget: id, lease, units }, low)
+        (Self { of, budget: id, lease, units, era }, low)
     }
 
     /// As the store is told of it.
@@ -35,10 +38,10 @@ impl Held {
 impl KeyMeter {
     /// Takes units that all budgets have leased out of the leases. True if a lease should be filled up.
     pub(super) fn reserve(&mut self, id: KeyId, units: u64, now: Time, held: &mut Vec<Held>) -> bool {
-        let mut any_low = false;
+        let (mut any_low, era) = (false, self.era);
         for (limit, budget) in self.budgets.iter_mut().filter(|_| units > 0) {
             let name = BudgetId::of_limit(&Subject::Key(id), limit);
-            let (one, low) = Held::take(AskedFor::Limit(limit.clone()), name, budget, units, now);
+            let (one, low) = Held::take(AskedFor::Limit(limit.clone()), name, budget, units, (era, now));
             held.push(one);
             any_low |= low;
         }
@@ -47,7 +50,7 @@ impl KeyMeter {
 
     /// Puts back what was reserved and not charged.
     pub(super) fn unreserve(&mut self, held: &[Held]) {
-        for Held { of, lease, units, .. } in held {
+        for Held { of, lease, units, .. } in held.iter().filter(|held| held.era == self.era) {
             if let AskedFor::Limit(limit) = of {
                 self.budgets.unreserve(limit, *lease, *units);
             }
@@ -56,7 +59,7 @@ impl KeyMeter {
 
     /// What was reserved is charged.
     pub(super) fn charged_reserved(&mut self, held: &[Held]) {
-        for Held { of, lease, units, .. } in held {
+        for Held { of, lease, units, .. } in held.iter().filter(|held| held.era == self.era) {
             if let AskedFor::Limit(limit) = of {
                 self.budgets.charged(limit, *lease, *units);
             }
@@ -69,9 +72,9 @@ impl AccountMeter {
     pub(super) fn reserve(&mut self, environment: Environment, units: u64, now: Time, held: &mut Vec<Held>) -> bool {
         let Some(terms) = self.basis.clone().filter(|_| units > 0) else { return false };
         let subject = Subject::Account(terms.account_id.clone(), environment);
-        let mut any_low = false;
+        let (mut any_low, era) = (false, self.era);
         let mut take = |of: AskedFor, name: BudgetId, budget: &mut Budget, units: u64| {
-            let (one, low) = Held::take(of, name, budget, units, now);
+            let (one, low) = Held::take(of, name, budget, units, (era, now));
             held.push(one);
             any_low |= low;
         };
@@ -86,7 +89,7 @@ impl AccountMeter {
 
     /// Puts back what was reserved and not charged.
     pub(super) fn unreserve(&mut self, held: &[Held]) {
-        for Held { of, lease, units, .. } in held {
+        for Held { of, lease, units, .. } in held.iter().filter(|held| held.era == self.era) {
             match of {
                 AskedFor::Limit(limit) => self.budgets.unreserve(limit, *lease, *units),
                 AskedFor::Credits(fund) => match self.credits.as_mut().and_then(|purse| purse.fund_mut(*fund)) {
@@ -99,7 +102,7 @@ impl AccountMeter {
 
     /// What was reserved is charged.
     pub(super) fn charged_reserved(&mut self, held: &[Held]) {
-        for Held { of, lease, units, .. } in held {
+        for Held { of, lease, units, .. } in held.iter().filter(|held| held.era == self.era) {
             match of {
                 AskedFor::Limit(limit) => self.budgets.charged(limit, *lease, *units),
                 AskedFor::Credits(fund) => {
@@ -114,9 +117,7 @@ impl AccountMeter {
 
 /// Has all budgets that were ever asked for ask again how they stand.
 pub(super) fn refresh(meter: &mut impl Budgets) {
-    let (limits, purse) = meter.parts_mut();
-    let budgets = limits.budgets_mut().chain(purse.into_iter().flat_map(Purse::budgets_mut));
-    for budget in budgets.filter(|budget| budget.is_asked()) {
-        budget.want(0);
+    for budget in meter.all_mut().filter(|budget| budget.is_asked()) {
+        budget.want_to_know();
     }
 }

@@ -29,8 +29,11 @@ const UNCERTAIN_ROWS_MAX: u32 = 1_000;
 const BUCKETS_MAX: usize = 10_000;
 
 /// The keys that were used since the last flush.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct UsageBuffer {
+    /// What names this process's flushes, from its start to its end: what it leases may come to be under another name, but its journal
+    /// has only this one.
+    process: Incarnation,
     queue: Mutex<Vec<Arc<KeyEntry>>>,
     flushing: tokio::sync::Mutex<Flushing>,
     as_of: Mutex<Option<Time>>,
@@ -54,6 +57,10 @@ struct Pending {
 }
 
 impl UsageBuffer {
+    pub(super) fn new(process: Incarnation) -> Self {
+        Self { process, queue: Mutex::default(), flushing: tokio::sync::Mutex::default(), as_of: Mutex::default() }
+    }
+
     pub(super) fn enqueue(&self, entry: Arc<KeyEntry>) {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
     }
@@ -65,6 +72,10 @@ impl UsageBuffer {
     /// Keys that wait to be flushed.
     pub(super) fn pending_len(&self) -> usize {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    pub(super) fn set_as_of(&self, time: Time) {
+        *self.as_of.lock().unwrap_or_else(PoisonError::into_inner) = Some(time);
     }
 
     /// Everything up to this time is in the store.
@@ -85,7 +96,7 @@ impl Engine {
         for chunk in entries.chunks(FLUSH_ROWS_MAX) {
             flushing.number += 1;
             let number = flushing.number;
-            flushing.pending.push_back(collect(flush_id(self.leases.incarnation, number), number, chunk, now));
+            flushing.pending.push_back(collect(flush_id(self.usage.process, number), number, chunk, now));
         }
         written += self.write_pending(&mut flushing).await?;
         Ok(written)
@@ -103,7 +114,7 @@ impl Engine {
             }
         }
         if let Some(taken_at) = flushing.taken_at.take() {
-            *self.usage.as_of.lock().unwrap_or_else(PoisonError::into_inner) = Some(taken_at);
+            self.usage.set_as_of(taken_at);
         }
         Ok(written)
     }
@@ -116,7 +127,7 @@ impl Engine {
 
     /// Sums usage.
     pub(super) async fn report(&self, of: UsageOf, span: &Span, by_key: bool) -> Result<UsageReport, Error> {
-        let as_of = self.usage.as_of();
+        let as_of = self.usage_complete_to();
         let query = UsageQuery { of, buckets: span.hours(), by_key, rows_max: REPORT_ROWS_MAX };
         let rows = self.read(self.store.usage(&query)).await?;
         if rows.len() >= usize::try_from(REPORT_ROWS_MAX).unwrap_or(usize::MAX) {

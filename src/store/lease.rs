@@ -19,6 +19,10 @@ pub struct LeaseBatch {
     pub now: Time,
     /// In this order, also where a budget is asked for twice.
     pub asks: Vec<LeaseAsk>,
+    /// Budgets that were called back and of which nothing is held, so that there is nothing to ask or say: they are not called
+    /// back any more. Should the store know better, as where an answer of it was lost, then what it granted is as good as spent.
+    /// Empty where one process has the store.
+    pub released: Vec<BudgetId>,
 }
 
 /// What is asked and said of one budget.
@@ -41,7 +45,8 @@ pub struct LeaseAsk {
     pub wanted: u64,
     /// Those of them that checks wait for. Where units have been called back from other processes lately, no more is granted.
     pub needed: u64,
-    /// Whether this gives back all that is not spent because it was called back: then it is not called back any more.
+    /// Whether this gives back all that is not spent because it was called back: then it is not called back any more. Nothing is
+    /// wanted with it, so that those come first who called it back. What operations have reserved stays leased.
     pub recalled: bool,
     /// The counter in which what is spent of them will be counted.
     pub cell: Option<Cell>,

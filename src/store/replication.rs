@@ -73,6 +73,9 @@ pub trait Replication: std::fmt::Debug + Send + Sync {
     /// The database's clock.
     async fn time(&self) -> Result<Time, StoreError>;
 
+    /// Breaks off all that is under way on connections that have stopped answering: a poll was answered that was sent later.
+    fn reset(&self);
+
     /// Waits until another process may have changed something that a poll would tell. Only a hint: it may miss, and may come for
     /// nothing.
     async fn hint(&self);
@@ -110,6 +113,8 @@ pub struct Poll {
     pub beat: i64,
     /// The number of its last one that succeeded; 0 before the first.
     pub beat_confirmed: i64,
+    /// Up to when all that it counted is in the store.
+    pub flushed: Time,
 }
 
 /// What a poll tells.
@@ -187,6 +192,8 @@ pub struct Peer {
     pub acknowledged: Revision,
     /// For how long it has been silent, by the database's clock.
     pub silence: Duration,
+    /// Up to when all that it counted is in the store; when it was registered, before its first poll.
+    pub flushed: Time,
 }
 
 /// What a process remembers, after the database went back.

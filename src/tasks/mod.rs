@@ -6,6 +6,9 @@
 //! | `flush` | writes usage to the store | the next process finds in the journal what was counted since the last round; nothing counts twice |
 //! | `lease` | asks the store for what checks may spend | the next process finds in the journal what was spent; without one, all that was leased counts as spent |
 //! | `renew` | extends the expiry of keys that renew themselves | the next round finds the same keys still due |
+//! | `follow` | asks the database that several processes share what has changed | starts from a snapshot |
+//! | `bury` | closes the leases of processes that fell silent | another process does it |
+//! | `freshness` | says whether the process is ready: it is not while it has had no word from that database | starts from the state |
 //! | `observe` | sets the gauges of `/metrics` | starts from the state |
 
 use std::sync::Arc;
@@ -15,10 +18,13 @@ use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::{Engine, Error, LeaseStats};
+use crate::engine::{Engine, Error, LeaseStats, ReplicaStats};
+use crate::telemetry::Condition;
 use crate::telemetry::metrics::Metrics;
 
 const RENEW_PERIOD: Duration = Duration::from_secs(15);
+const BURY_PERIOD: Duration = Duration::from_secs(1);
+const FRESHNESS_PERIOD: Duration = Duration::from_millis(50);
 const OBSERVE_PERIOD: Duration = Duration::from_secs(1);
 
 /// The tasks of a process.
@@ -31,8 +37,27 @@ pub struct Tasks {
 impl Tasks {
     /// Starts them on the current runtime. The index is loaded.
     #[must_use]
-    pub fn start(engine: &Arc<Engine>, metrics: &Arc<Metrics>, flush_period: Duration) -> Self {
+    pub fn start(engine: &Arc<Engine>, metrics: &Arc<Metrics>, fresh: Condition, flush_period: Duration) -> Self {
         let stop = CancellationToken::new();
+        let follow = tokio::spawn({
+            let (engine, stop) = (Arc::clone(engine), stop.clone());
+            async move { engine.follow(stop.cancelled()).await }
+        });
+        let bury = every(BURY_PERIOD, stop.clone(), {
+            let engine = Arc::clone(engine);
+            move || {
+                let engine = Arc::clone(&engine);
+                async move { engine.bury_the_silent().await }
+            }
+        });
+        fresh.set(engine.is_fresh());
+        let freshness = every(FRESHNESS_PERIOD, stop.clone(), {
+            let engine = Arc::clone(engine);
+            move || {
+                fresh.set(engine.is_fresh());
+                std::future::ready(())
+            }
+        });
         let flush = every(flush_period, stop.clone(), {
             let (engine, metrics) = (Arc::clone(engine), Arc::clone(metrics));
             move || flush(Arc::clone(&engine), Arc::clone(&metrics))
@@ -52,7 +77,7 @@ impl Tasks {
                 std::future::ready(())
             }
         });
-        Self { stop, handles: vec![flush, lease, renew, observe] }
+        Self { stop, handles: vec![flush, lease, renew, observe, follow, bury, freshness] }
     }
 
     /// Lets each finish the round that it is in, and ends it.
@@ -117,6 +142,14 @@ fn observe(engine: &Engine, metrics: &Metrics) {
         (&metrics.lease_uncertain_units, uncertain_units),
     ] {
         counter.inc_by(total.saturating_sub(counter.get()));
+    }
+    if let Some(ReplicaStats { fence_age, fenced, log_lag, alive }) = engine.replica_stats() {
+        metrics.replica_fence_age.set(fence_age.as_secs_f64());
+        metrics.replica_fenced.set(i64::from(fenced));
+        metrics.replica_log_lag.set(log_lag);
+        metrics.replicas_alive.set(gauge(alive));
+    } else {
+        metrics.replicas_alive.set(1);
     }
     metrics.usage_pending_rows.set(gauge(engine.usage_lag().0));
 }

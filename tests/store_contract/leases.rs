@@ -41,7 +41,7 @@ fn ask(account: &str, limit: &Limit, wanted: u64) -> LeaseAsk {
 
 async fn lease(store: &SharedStore, incarnation: Incarnation, now: Time, asks: Vec<LeaseAsk>) -> Vec<Leased> {
     register_if_shared(store, incarnation).await;
-    store.lease(&LeaseBatch { incarnation, now, asks }).await.unwrap()
+    store.lease(&LeaseBatch { incarnation, now, asks, released: Vec::new() }).await.unwrap()
 }
 
 async fn one(store: &SharedStore, incarnation: Incarnation, ask: LeaseAsk) -> Leased {

@@ -50,7 +50,7 @@ async fn lease(store: &SharedStore, by: Incarnation, algorithm: Algorithm, now: 
         ahead_cell: None,
     }];
     register_if_shared(store, by).await;
-    let leased = store.lease(&LeaseBatch { incarnation: by, now, asks }).await.unwrap().remove(0);
+    let leased = store.lease(&LeaseBatch { incarnation: by, now, asks, released: Vec::new() }).await.unwrap().remove(0);
     assert_eq!(leased.granted, wanted);
     (leased.state.slot(), leased.state.available(&rule))
 }

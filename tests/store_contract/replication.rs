@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sqlx::{Connection as _, Row as _};
-use tollgate::domain::{AccountId, KeyStatus, PlanId, Revision, Revocation};
+use tollgate::domain::{AccountId, KeyStatus, PlanId, Revision, Revocation, Time};
 use tollgate::store::{
     ChangedRecords, Changes, Closed, Closing, Incarnation, LogPosition, Poll, Polled, Registration, Replica,
     Replication, SharedStore, Standing, Uncertain, Write,
@@ -50,7 +50,7 @@ pub(crate) async fn close_leases(store: &SharedStore, closing: Closing<'_>) -> C
 }
 
 pub(crate) async fn poll(store: &SharedStore, incarnation: Incarnation, position: LogPosition, beat: i64) -> Polled {
-    let poll = Poll { incarnation, position, beat, beat_confirmed: beat - 1 };
+    let poll = Poll { incarnation, position, beat, beat_confirmed: beat - 1, flushed: Time::from_millis(beat) };
     replication(store).poll(&poll).await.unwrap()
 }
 
@@ -250,7 +250,7 @@ pub(crate) async fn another_history_is_noticed(shared: Shared) {
     assert_eq!(poll(store, SECOND, at, 1).await.peers[0].acknowledged, Revision::ZERO);
 
     shared.sql("UPDATE replicas SET beat = 3").await;
-    let behind = Poll { incarnation: FIRST, position: at, beat: 10, beat_confirmed: 5 };
+    let behind = Poll { incarnation: FIRST, position: at, beat: 10, beat_confirmed: 5, flushed: NOW };
     for _ in 0..2 {
         assert_eq!(replication(store).poll(&behind).await.unwrap().standing, moved, "its beat went back, for good");
     }

@@ -22,8 +22,8 @@ const STATEMENTS_MAX: u32 = 4;
 
 pub(super) async fn commit(database: &Database, commit: &Commit, log_kept: Duration) -> Result<Revision, CommitError> {
     let mut transaction = database.begin().await?;
-    let limit = transaction.statement_limit() * STATEMENTS_MAX;
-    match within(limit, apply(&mut transaction, commit, log_kept)).await {
+    let patience = transaction.patience().times(STATEMENTS_MAX);
+    match within(&patience, apply(&mut transaction, commit, log_kept)).await {
         Ok(revision) if commit.rehearsal => {
             transaction.rollback().await;
             Ok(revision)

@@ -73,12 +73,12 @@ pub struct PostgresOptions {
 #[derive(Debug)]
 pub struct PostgresStore {
     database: Arc<Database>,
-    /// One connection, so that polls never wait for anything else.
+    /// Connections of their own, so that polls never wait for anything else.
     polls: Arc<Database>,
-    beats: Arc<Beats>,
-    hints: Hints,
     /// Commits of one process go one after the other: the server would have them wait too, each with a connection.
     commits: Arc<Mutex<()>>,
+    beats: Arc<Beats>,
+    hints: Hints,
     log_kept: Duration,
 }
 
@@ -89,9 +89,9 @@ impl PostgresStore {
         Ok(Self {
             database: Arc::new(opened.database),
             polls: Arc::new(opened.polls),
+            commits: Arc::default(),
             beats: Arc::default(),
             hints: Hints::new(),
-            commits: Arc::default(),
             log_kept: options.log_kept,
         })
     }
@@ -264,6 +264,11 @@ impl Replication for PostgresStore {
 
     async fn adopt(&self, now: Time) -> Result<Revision, StoreError> {
         restating::adopt(&self.database, now).await
+    }
+
+    fn reset(&self) {
+        self.database.reset();
+        self.polls.reset();
     }
 
     async fn time(&self) -> Result<Time, StoreError> {

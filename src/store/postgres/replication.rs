@@ -38,8 +38,8 @@ pub(super) async fn register(database: &Database, replica: &Replica) -> Result<R
         return Ok(Registration::Moved);
     }
     let insert = sqlx::query(
-        "INSERT INTO replicas (incarnation, name, fence_millis, beat, acknowledged, seen)
-         VALUES ($1, $2, $3, 0, 0, clock_timestamp())
+        "INSERT INTO replicas (incarnation, name, fence_millis, beat, acknowledged, seen, flushed)
+         VALUES ($1, $2, $3, 0, 0, clock_timestamp(), floor(extract(epoch FROM clock_timestamp()) * 1000))
          ON CONFLICT (incarnation) DO UPDATE SET name = excluded.name, fence_millis = excluded.fence_millis, seen = excluded.seen",
     );
     let insert = insert.bind(replica.incarnation.0.as_slice()).bind(&replica.name).bind(millis(replica.fence).max(1));
@@ -63,7 +63,7 @@ pub(super) async fn time(database: &Database) -> Result<Time, StoreError> {
 }
 
 /// Of the process `$1`, which has applied revision `$2` with the stamp `$3`; its poll `$4`, the one that succeeded before it `$5`;
-/// at most `$6` changes.
+/// at most `$6` changes; all that it counted up to `$7` is in the store.
 ///
 /// `is_known`: the log has that revision, and all after it. Where it has others of that age, or none so late, the history is
 /// another. What such a process has applied says nothing of this history, so it acknowledges none of it.
@@ -84,7 +84,7 @@ static POLL: LazyLock<String> = LazyLock::new(|| {
          beat AS (
            UPDATE replicas AS r SET seen = clock_timestamp(),
              beat = CASE WHEN r.beat >= $5 OR s.moving IS NOT NULL THEN $4 ELSE r.beat END,
-             acknowledged = CASE WHEN s.is_moved THEN 0 ELSE $2 END
+             acknowledged = CASE WHEN s.is_moved THEN 0 ELSE $2 END, flushed = greatest(r.flushed, $7)
            FROM status AS s WHERE r.incarnation = $1 RETURNING r.incarnation),
          logged AS MATERIALIZED (
            SELECT entity, id FROM changes
@@ -110,6 +110,7 @@ static POLL: LazyLock<String> = LazyLock::new(|| {
            ARRAY(SELECT name FROM others ORDER BY incarnation) AS names,
            ARRAY(SELECT fence_millis FROM others ORDER BY incarnation) AS fences,
            ARRAY(SELECT acknowledged FROM others ORDER BY incarnation) AS acknowledged,
+           ARRAY(SELECT flushed FROM others ORDER BY incarnation) AS flushed,
            ARRAY(SELECT greatest(floor(extract(epoch FROM clock_timestamp() - seen) * 1000), 0)::bigint FROM others
              ORDER BY incarnation) AS silences,
            ARRAY(SELECT id FROM changed_plans ORDER BY id) AS plan_ids,
@@ -130,14 +131,15 @@ static POLL: LazyLock<String> = LazyLock::new(|| {
 
 /// `polls` has a connection that nothing else uses.
 pub(super) async fn poll(polls: &Database, beats: &Beats, poll: &Poll) -> Result<Polled, StoreError> {
-    let Poll { incarnation, position, beat, beat_confirmed } = *poll;
+    let Poll { incarnation, position, beat, beat_confirmed, flushed } = *poll;
     let query = sqlx::query(POLL.as_str())
         .bind(incarnation.0.as_slice())
         .bind(position.revision.number())
         .bind(position.stamp)
         .bind(beat)
         .bind(beat_confirmed)
-        .bind(CHANGES_MAX);
+        .bind(CHANGES_MAX)
+        .bind(flushed.millis());
     let row = polls.one(query).await?;
     let standing = if row.try_get("is_moved")? {
         Standing::Moved { restated: row.try_get("is_restated")? }
@@ -162,12 +164,13 @@ fn peers(row: &PgRow) -> Result<Vec<Peer>, StoreError> {
     let incarnations: Vec<Vec<u8>> = row.try_get("peers")?;
     let (names, fences): (Vec<String>, Vec<i64>) = (row.try_get("names")?, row.try_get("fences")?);
     let (acknowledged, silences): (Vec<i64>, Vec<i64>) = (row.try_get("acknowledged")?, row.try_get("silences")?);
+    let flushed: Vec<i64> = row.try_get("flushed")?;
     let length = |millis: i64| Duration::from_millis(u64::try_from(millis).unwrap_or(0));
     incarnations
         .into_iter()
         .zip(names)
-        .zip(fences.into_iter().zip(acknowledged).zip(silences))
-        .map(|((incarnation, name), ((fence, acknowledged), silence))| {
+        .zip(fences.into_iter().zip(acknowledged).zip(silences.into_iter().zip(flushed)))
+        .map(|((incarnation, name), ((fence, acknowledged), (silence, flushed)))| {
             let incarnation = incarnation
                 .try_into()
                 .map_err(|_| StoreError::Corrupt(format!("the process `{name}` has a name of the wrong length")))?;
@@ -177,6 +180,7 @@ fn peers(row: &PgRow) -> Result<Vec<Peer>, StoreError> {
                 fence: length(fence),
                 acknowledged: Revision::new(acknowledged),
                 silence: length(silence),
+                flushed: Time::from_millis(flushed),
             })
         })
         .collect()

@@ -47,16 +47,16 @@ async fn mark(transaction: &mut Transaction, restatement: &Restatement) -> Resul
         .await?;
     // Its own next poll gives the number that the later ones are held against.
     let insert = sqlx::query(
-        "INSERT INTO replicas (incarnation, name, fence_millis, beat, acknowledged, seen)
-         VALUES ($1, $2, $3, 9223372036854775807, 0, clock_timestamp())
+        "INSERT INTO replicas (incarnation, name, fence_millis, beat, acknowledged, seen, flushed)
+         VALUES ($1, $2, $3, 9223372036854775807, 0, clock_timestamp(), 0)
          ON CONFLICT (incarnation) DO UPDATE SET name = excluded.name, fence_millis = excluded.fence_millis,
            beat = excluded.beat, acknowledged = 0, seen = excluded.seen",
     );
     let insert = insert.bind(replica.incarnation.0.as_slice()).bind(&replica.name).bind(millis(replica.fence).max(1));
     fetch_all(transaction, insert).await?;
     let insert = sqlx::query(
-        "INSERT INTO replicas (incarnation, name, fence_millis, beat, acknowledged, seen)
-         SELECT incarnation, name, fence_millis, 0, 0, clock_timestamp()
+        "INSERT INTO replicas (incarnation, name, fence_millis, beat, acknowledged, seen, flushed)
+         SELECT incarnation, name, fence_millis, 0, 0, clock_timestamp(), 0
          FROM unnest($1::bytea[], $2::text[], $3::bigint[]) AS new (incarnation, name, fence_millis) ORDER BY incarnation
          ON CONFLICT DO NOTHING",
     )

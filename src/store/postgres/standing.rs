@@ -14,7 +14,9 @@ pub(super) struct Beats(Mutex<Option<(Incarnation, i64)>>);
 
 impl Beats {
     pub(super) fn confirm(&self, incarnation: Incarnation, beat: i64) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((incarnation, beat));
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = last.filter(|(of, _)| *of == incarnation).map_or(0, |(_, beat)| beat);
+        *last = Some((incarnation, beat.max(before)));
     }
 
     /// 0 where there was none.

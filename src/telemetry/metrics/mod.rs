@@ -79,6 +79,14 @@ pub struct Metrics {
     pub lease_waits: Counter,
     /// `tollgate_lease_uncertain_units_total`: cost units that processes before this one had leased and not reported.
     pub lease_uncertain_units: Counter,
+    /// `tollgate_replica_fence_age_seconds`: since the start of the last poll of the shared database that was answered.
+    pub replica_fence_age: Gauge<f64, AtomicU64>,
+    /// `tollgate_replica_fenced`: 1 where that is too long ago to admit anything.
+    pub replica_fenced: Gauge,
+    /// `tollgate_replica_log_lag_revisions`: revisions that the last poll told of and that are not applied.
+    pub replica_log_lag: Gauge,
+    /// `tollgate_replicas_alive`: processes that share the database and are not fenced, this one included.
+    pub replicas_alive: Gauge,
     /// `tollgate_journal_on`: 1 where what is spent is kept for the case that this process is killed.
     pub journal_on: Gauge,
     /// `tollgate_connections`: open gRPC connections.
@@ -116,6 +124,10 @@ impl Metrics {
             lease_rounds: Counter::default(),
             lease_waits: Counter::default(),
             lease_uncertain_units: Counter::default(),
+            replica_fence_age: Gauge::default(),
+            replica_fenced: Gauge::default(),
+            replica_log_lag: Gauge::default(),
+            replicas_alive: Gauge::default(),
             journal_on: Gauge::default(),
             connections: Gauge::default(),
             requests_shed: Counter::default(),
@@ -134,6 +146,7 @@ impl Metrics {
             metrics.connections_refused.get_or_create(&refusal.label()).inc_by(0);
         }
         metrics.register();
+        metrics.register_replica();
         metrics
     }
 
@@ -199,6 +212,30 @@ impl Metrics {
             self.requests_shed.clone(),
         );
         own.register("request_timeouts", "Requests given up at their deadline", self.request_timeouts.clone());
+    }
+
+    fn register_replica(&mut self) {
+        let own = self.registry.sub_registry_with_prefix("tollgate");
+        own.register(
+            "replica_fence_age_seconds",
+            "Since the start of the last poll of the shared database that was answered",
+            self.replica_fence_age.clone(),
+        );
+        own.register(
+            "replica_fenced",
+            "1 where nothing is admitted because that is too long ago",
+            self.replica_fenced.clone(),
+        );
+        own.register(
+            "replica_log_lag_revisions",
+            "Revisions that the last poll told of and that are not applied",
+            self.replica_log_lag.clone(),
+        );
+        own.register(
+            "replicas_alive",
+            "Processes that share the database and are not fenced, this one included",
+            self.replicas_alive.clone(),
+        );
     }
 
     /// Counts a check.

@@ -41,6 +41,15 @@ use super::rate_limit::RateLimits;
 const CHECK_KEY: &str = "/tollgate.v1.KeyService/CheckKey";
 const EXT_AUTHZ: &str = "/envoy.service.auth.v3.Authorization/Check";
 const SHOULD_RATE_LIMIT: &str = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
+/// Changes that may take something away, and so wait for every process that shares the store.
+const AWAITED: [&str; 6] = [
+    "/tollgate.v1.KeyService/UpdateKey",
+    "/tollgate.v1.KeyService/RotateKey",
+    "/tollgate.v1.KeyService/RevokeKey",
+    "/tollgate.v1.AccountService/UpdateAccount",
+    "/tollgate.v1.AccountService/AdjustCredits",
+    "/tollgate.v1.PlanService/UpdatePlan",
+];
 const IMPORT_KEYS: &str = "/tollgate.v1.KeyService/ImportKeys";
 
 /// How the server bounds a call.
@@ -49,6 +58,7 @@ pub fn classify(path: &str) -> RequestClass {
     match path {
         CHECK_KEY | EXT_AUTHZ | SHOULD_RATE_LIMIT => RequestClass::Hot,
         IMPORT_KEYS => RequestClass::Long,
+        path if AWAITED.contains(&path) => RequestClass::Awaited,
         _ => RequestClass::Ordinary,
     }
 }

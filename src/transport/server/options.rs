@@ -28,6 +28,8 @@ pub struct ServerOptions {
     pub request_timeout: Duration,
     /// The same for requests of the class [`RequestClass::Long`].
     pub long_request_timeout: Duration,
+    /// What requests of the class [`RequestClass::Awaited`] have beyond `request_timeout`.
+    pub await_timeout: Duration,
     /// The class of a request, by its path, as in `/tollgate.v1.KeyService/CheckKey`. It is called for every request.
     pub classify: fn(&str) -> RequestClass,
     /// Time until the HTTP/2 preface must be complete, from the accept or the end of the TLS handshake.
@@ -61,6 +63,7 @@ impl Default for ServerOptions {
             in_flight_max: 4_096,
             request_timeout: Duration::from_secs(10),
             long_request_timeout: Duration::from_mins(10),
+            await_timeout: Duration::ZERO,
             classify: |_| RequestClass::Ordinary,
             first_byte_timeout: Duration::from_secs(5),
             tls_handshake_timeout: Duration::from_secs(5),
@@ -83,6 +86,8 @@ pub enum RequestClass {
     Hot,
     /// Counted before it begins, and given `request_timeout`.
     Ordinary,
+    /// Counted before it begins, and given `request_timeout` and `await_timeout`: it waits for other processes.
+    Awaited,
     /// Counted before it begins, and given `long_request_timeout`: uploads.
     Long,
 }

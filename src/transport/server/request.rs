@@ -140,6 +140,7 @@ const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 fn time_limit(options: &ServerOptions, class: RequestClass, headers: &HeaderMap) -> Duration {
     let limit = match class {
         RequestClass::Hot | RequestClass::Ordinary => options.request_timeout,
+        RequestClass::Awaited => options.request_timeout.saturating_add(options.await_timeout),
         RequestClass::Long => options.long_request_timeout,
     };
     let asked = headers.get(GRPC_TIMEOUT).and_then(|value| parse_timeout(value.as_bytes()));
@@ -173,12 +174,15 @@ mod tests {
         let options = ServerOptions {
             request_timeout: Duration::from_secs(10),
             long_request_timeout: Duration::from_mins(10),
+            await_timeout: Duration::from_mins(1),
             ..ServerOptions::default()
         };
         for (class, header, seconds) in [
             (RequestClass::Ordinary, None, 10),
             (RequestClass::Hot, Some("3S"), 3),
             (RequestClass::Ordinary, Some("1H"), 10),
+            (RequestClass::Awaited, None, 70),
+            (RequestClass::Awaited, Some("5S"), 5),
             (RequestClass::Long, Some("1H"), 600),
             (RequestClass::Long, Some("2M"), 120),
             (RequestClass::Ordinary, Some("soon"), 10),

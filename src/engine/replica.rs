@@ -1,0 +1,457 @@
+//! One process among several that share a store: what it knows of the store and of the others, and how it keeps up.
+//!
+//! A poll tells what has changed, and by having been answered moves the fence on ([`super::fence`]). Polls go out at an interval, at once
+//! when the store hints at news, and every few milliseconds while a call waits for the others ([`super::acknowledge`]). One that is
+//! not answered soon is followed by another, because it may have been sent into a connection that is dead: the later answer then shows
+//! that the earlier will not come.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+
+use crate::ambient::{Clock, random};
+use crate::domain::{Revision, Time};
+use crate::store::{
+    Closed, Closing, Incarnation, LogPosition, Peer, Poll, Polled, Registration, Replica, Replication, Standing,
+    StoreError, silent_after,
+};
+
+use super::restate::Remembered;
+use super::{Engine, LoadError};
+
+/// How this process takes part.
+#[derive(Clone, Debug)]
+pub struct ReplicaOptions {
+    /// What operators know it by.
+    pub name: String,
+    /// For how long after the start of a poll it admits.
+    pub fence: Duration,
+    /// How often it polls.
+    pub poll_interval: Duration,
+}
+
+/// How often it polls while a call waits for the others.
+const HURRIED_INTERVAL: Duration = Duration::from_millis(10);
+/// After how long another poll is sent, should the one before not be answered.
+const OVERDUE: Duration = Duration::from_millis(500);
+/// Polls under way at once.
+const POLLS_MAX: usize = 8;
+/// How much later a poll began that was answered, if one before it is to be given up.
+const OVERTAKEN: Duration = Duration::from_secs(1);
+/// How long after a failure the next poll is sent: between the first, doubled each time, and the second.
+const RETRY_MIN: Duration = Duration::from_millis(25);
+const RETRY_MAX: Duration = Duration::from_millis(400);
+/// How long a poll may take, also where the fence is longer: so that not too many are under way.
+const POLL_TIME_MAX: Duration = Duration::from_secs(4);
+/// In the place of a time: a poll has failed since.
+const BROKEN: u64 = u64::MAX;
+/// How long a process that starts waits for others to end a move of the database.
+const MOVE_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// What this process knows of the store and of the others.
+#[derive(Debug)]
+pub(super) struct Share {
+    pub(super) options: ReplicaOptions,
+    /// What is applied.
+    position: watch::Sender<LogPosition>,
+    beat: AtomicI64,
+    beat_confirmed: AtomicI64,
+    /// The last poll that was answered.
+    pub(super) seen: watch::Sender<Seen>,
+    /// Calls that wait for what a poll will tell.
+    hurried: AtomicUsize,
+    hurry: Notify,
+    /// When polls began to be answered without a break, in nanoseconds.
+    unbroken_since: AtomicU64,
+    /// What it had to restate when the database was found to have gone back, until that is over.
+    pub(super) remembered: tokio::sync::Mutex<Option<Remembered>>,
+}
+
+/// What a poll told.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Seen {
+    /// When it began, by the monotonic clock.
+    pub(super) began: Duration,
+    /// The last revision in the store.
+    pub(super) revision: Revision,
+    pub(super) peers: Vec<Peer>,
+}
+
+/// How a process stands among those that share its store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicaStats {
+    /// Since the start of the last poll that was answered.
+    pub fence_age: Duration,
+    /// Whether nothing is admitted.
+    pub fenced: bool,
+    /// Revisions that the last poll told of and that are not applied.
+    pub log_lag: i64,
+    /// Processes that share the store and have not been silent for longer than their fences, this one included.
+    pub alive: usize,
+}
+
+impl Share {
+    pub(super) fn new(options: ReplicaOptions) -> Self {
+        Self {
+            options,
+            position: watch::Sender::new(LogPosition::default()),
+            beat: AtomicI64::new(0),
+            beat_confirmed: AtomicI64::new(0),
+            seen: watch::Sender::new(Seen::default()),
+            hurried: AtomicUsize::new(0),
+            hurry: Notify::new(),
+            unbroken_since: AtomicU64::new(BROKEN),
+            remembered: tokio::sync::Mutex::default(),
+        }
+    }
+
+    pub(super) fn position(&self) -> LogPosition {
+        *self.position.borrow()
+    }
+
+    pub(super) fn set_position(&self, position: LogPosition) {
+        self.position.send_replace(position);
+    }
+
+    /// Has polls go out at once, and again and again, until it is dropped.
+    pub(super) fn hurry(&self) -> Hurry<'_> {
+        self.hurried.fetch_add(1, Ordering::Relaxed);
+        self.hurry.notify_one();
+        Hurry(self)
+    }
+
+    /// Beats count anew: the row of this process was made anew.
+    pub(super) fn forget_beats(&self) {
+        self.beat_confirmed.store(0, Ordering::Relaxed);
+    }
+
+    fn next_poll(&self, incarnation: Incarnation, flushed: Time) -> Poll {
+        Poll {
+            incarnation,
+            flushed,
+            position: self.position(),
+            beat: self.beat.fetch_add(1, Ordering::Relaxed) + 1,
+            beat_confirmed: self.beat_confirmed.load(Ordering::Relaxed),
+        }
+    }
+
+    pub(super) fn replica(&self, incarnation: Incarnation) -> Replica {
+        Replica { incarnation, name: self.options.name.clone(), fence: self.options.fence }
+    }
+}
+
+/// A call that waits for what a poll will tell.
+#[derive(Debug)]
+pub(super) struct Hurry<'a>(&'a Share);
+
+impl Drop for Hurry<'_> {
+    fn drop(&mut self) {
+        self.0.hurried.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A poll, and what came of it.
+struct Sent {
+    poll: Poll,
+    began: Duration,
+    result: Result<Polled, StoreError>,
+}
+
+/// What a poll has brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum News {
+    None,
+    /// Something that is now applied, and that the others want to hear acknowledged.
+    Applied,
+    /// That this process counts for nothing as it was: polls that are still under way are of what it was.
+    Anew,
+}
+
+/// When to poll next.
+#[derive(Debug, Default)]
+struct Pace {
+    failures: u32,
+    /// Whether the last one brought something, which the others want to hear acknowledged.
+    again: bool,
+}
+
+/// Polls under way.
+#[derive(Default)]
+struct Polls {
+    tasks: JoinSet<Sent>,
+    /// When each of them began, by its number.
+    began: BTreeMap<i64, Duration>,
+}
+
+impl Polls {
+    /// The next that is answered; none is where none is under way, or where one panicked.
+    async fn next(&mut self) -> Option<Sent> {
+        let Some(joined) = self.tasks.join_next().await else { return std::future::pending().await };
+        let sent = joined.ok()?;
+        self.began.remove(&sent.poll.beat);
+        Some(sent)
+    }
+
+    fn give_up(&mut self) {
+        self.tasks.abort_all();
+        *self = Self::default();
+    }
+}
+
+impl Pace {
+    fn retry_after(&self) -> Duration {
+        let doubled = RETRY_MIN.saturating_mul(1 << self.failures.saturating_sub(1).min(8)).min(RETRY_MAX);
+        // Up to a half more, so that processes that lost the database together don't come back together.
+        let mut byte = [0];
+        let drawn = random::fill(&mut byte).map_or(0, |()| u32::from(byte[0]));
+        doubled + doubled * drawn / 512
+    }
+}
+
+impl Engine {
+    /// The store as what several processes share, and what this one knows of that. Absent where it has the store for itself.
+    pub(super) fn shared(&self) -> Option<(&dyn Replication, &Share)> {
+        Some((self.store.replication()?, self.share.as_ref()?))
+    }
+
+    /// How this process stands among those that share its store. Absent where there are no others.
+    #[must_use]
+    pub fn replica_stats(&self) -> Option<ReplicaStats> {
+        let (_, share) = self.shared()?;
+        let seen = share.seen.borrow();
+        let alive = seen.peers.iter().filter(|peer| peer.silence < silent_after(peer.fence)).count() + 1;
+        Some(ReplicaStats {
+            fence_age: self.clock.monotonic().saturating_sub(seen.began),
+            fenced: !self.is_fresh(),
+            log_lag: (seen.revision.number() - self.index.revision().number()).max(0),
+            alive,
+        })
+    }
+
+    /// Takes part among those that share the store, with the index filled. Checks are admitted from then on.
+    pub(super) async fn join(&self) -> Result<(), LoadError> {
+        let Some((store, share)) = self.shared() else { return Ok(()) };
+        let deadline = self.clock.monotonic() + MOVE_WAIT_MAX;
+        while store.register(&share.replica(self.leases.incarnation())).await? == Registration::Moved {
+            if self.clock.monotonic() > deadline {
+                return Err(LoadError::Moved);
+            }
+            tokio::time::sleep(RETRY_MAX).await;
+        }
+        // Before it was there, it counted nothing.
+        self.usage.set_as_of(self.clock.now());
+        let poll = self.next_poll(share);
+        let sent = self.poll(poll, self.clock.monotonic()).await;
+        self.heed(store, share, sent).await?;
+        Ok(())
+    }
+
+    /// The database's clock is this process's from now on.
+    pub(super) async fn steer_by_store(&self) -> Result<(), StoreError> {
+        let Some((store, _)) = self.shared() else { return Ok(()) };
+        let sent = self.clock.monotonic();
+        let time = store.time().await?;
+        self.clock.steer(time, sent, self.clock.monotonic());
+        Ok(())
+    }
+
+    /// Polls until it is told to stop. Where nobody shares the store, there is nothing to do.
+    pub async fn follow(self: &Arc<Self>, stop: impl Future<Output = ()>) {
+        let Some((store, share)) = self.shared() else { return };
+        let mut stop = std::pin::pin!(stop);
+        let mut polls = Polls::default();
+        let mut pace = Pace::default();
+        loop {
+            let under_way = polls.tasks.len();
+            let answered = tokio::select! {
+                biased;
+                () = &mut stop => return,
+                sent = polls.next() => sent,
+                () = self.next_poll_due(store, share, under_way, &pace) => {
+                    pace.again = false;
+                    self.send_poll(share, &mut polls);
+                    continue;
+                }
+            };
+            let Some(sent) = answered else { continue };
+            if sent.result.is_ok() && polls.began.values().any(|began| *began + OVERTAKEN <= sent.began) {
+                // Those that were sent so much earlier went into connections that are dead, as did whatever else was sent then.
+                store.reset();
+                polls.give_up();
+            }
+            let heard = self.heed(store, share, sent).await;
+            Self::note_store(&self.following_fails, heard.as_ref().err(), "followed");
+            if let Ok(news) = heard {
+                if news == News::Anew {
+                    polls.give_up();
+                }
+                pace = Pace { failures: 0, again: news != News::None };
+            } else {
+                pace.failures = pace.failures.saturating_add(1);
+                share.unbroken_since.store(BROKEN, Ordering::Relaxed);
+            }
+        }
+    }
+
+    async fn next_poll_due(&self, store: &dyn Replication, share: &Share, under_way: usize, pace: &Pace) {
+        if under_way >= POLLS_MAX {
+            return std::future::pending().await;
+        }
+        if under_way > 0 {
+            return tokio::time::sleep(OVERDUE).await;
+        }
+        if pace.failures > 0 {
+            return tokio::time::sleep(pace.retry_after()).await;
+        }
+        if pace.again {
+            return;
+        }
+        if share.hurried.load(Ordering::Relaxed) > 0 {
+            tokio::select! {
+                () = share.hurry.notified() => {}
+                () = tokio::time::sleep(HURRIED_INTERVAL) => {}
+            }
+            return;
+        }
+        tokio::select! {
+            () = share.hurry.notified() => {}
+            () = store.hint() => {}
+            () = tokio::time::sleep(share.options.poll_interval) => {}
+        }
+    }
+
+    fn send_poll(self: &Arc<Self>, share: &Share, polls: &mut Polls) {
+        let (poll, began) = (self.next_poll(share), self.clock.monotonic());
+        polls.began.insert(poll.beat, began);
+        let engine = Arc::clone(self);
+        polls.tasks.spawn(async move { engine.poll(poll, began).await });
+    }
+
+    fn next_poll(&self, share: &Share) -> Poll {
+        share.next_poll(self.leases.incarnation(), self.usage.as_of().unwrap_or(Time::from_millis(0)))
+    }
+
+    /// Up to when all that any process counted is in the store, but those that fell silent and were buried. Absent before the first
+    /// flush.
+    pub(super) fn usage_complete_to(&self) -> Option<Time> {
+        let own = self.usage.as_of()?;
+        let of_peers =
+            self.shared().and_then(|(_, share)| share.seen.borrow().peers.iter().map(|peer| peer.flushed).min());
+        Some(of_peers.map_or(own, |peers| own.min(peers)))
+    }
+
+    async fn poll(&self, poll: Poll, began: Duration) -> Sent {
+        let Some((store, share)) = self.shared() else {
+            let result = Err(StoreError::Unavailable("nobody shares the store".to_owned()));
+            return Sent { poll, began, result };
+        };
+        // One that takes longer than the fence says nothing any more.
+        let limit = share.options.fence.clamp(OVERTAKEN, POLL_TIME_MAX);
+        let result = tokio::time::timeout(limit, store.poll(&poll)).await;
+        let result = result.unwrap_or_else(|_| {
+            Err(StoreError::Unavailable(format!("the database has not answered a poll within {limit:?}")))
+        });
+        Sent { poll, began, result }
+    }
+
+    /// Does what a poll tells.
+    async fn heed(&self, store: &dyn Replication, share: &Share, sent: Sent) -> Result<News, StoreError> {
+        let Sent { poll, began, result } = sent;
+        let polled = result?;
+        self.clock.steer(polled.time, began, self.clock.monotonic());
+        match polled.standing {
+            Standing::Registered if poll.incarnation == self.leases.incarnation() => {}
+            // Of an earlier one, which is not this process any more.
+            Standing::Registered => return Ok(News::None),
+            Standing::Buried => {
+                self.fence.shut();
+                return self.rejoin(store, share, poll.incarnation).await.map(|()| News::Anew);
+            }
+            Standing::Moved { restated } => {
+                self.fence.shut();
+                return self.restate(store, share, restated).await.map(|()| News::Anew);
+            }
+        }
+        let news = if polled.position == share.position() { News::None } else { News::Applied };
+        self.apply(share, poll.position, polled.position, polled.changes).await?;
+        share.beat_confirmed.fetch_max(poll.beat, Ordering::Relaxed);
+        self.fence.extend(began + share.options.fence);
+        _ = share.unbroken_since.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |since| {
+            (since == BROKEN).then(|| u64::try_from(began.as_nanos()).unwrap_or(0))
+        });
+        if !polled.recalled.is_empty() {
+            self.recall(&polled.recalled);
+        }
+        share.seen.send_if_modified(|seen| {
+            let newer = began >= seen.began;
+            if newer {
+                *seen = Seen { began, revision: polled.position.revision, peers: polled.peers };
+            }
+            newer
+        });
+        Ok(news)
+    }
+
+    /// Goes on under another name, after the others took this process for dead: what it had leased is closed.
+    async fn rejoin(&self, store: &dyn Replication, share: &Share, buried: Incarnation) -> Result<(), StoreError> {
+        if buried == self.leases.incarnation() {
+            tracing::warn!("this process was silent for so long that the others took it for dead; it begins anew");
+            self.forget_leases(Self::draw_incarnation(&self.clock)).await;
+            share.forget_beats();
+        }
+        // Where the database has moved meanwhile, the next poll says so.
+        store.register(&share.replica(self.leases.incarnation())).await.map(drop)
+    }
+
+    /// Takes processes for dead that have been silent for longer than their fences, and closes their leases.
+    pub async fn bury_the_silent(&self) {
+        let Some((_, share)) = self.shared() else { return };
+        let silent = |peer: &Peer| peer.silence >= silent_after(peer.fence);
+        if !share.seen.borrow().peers.iter().any(silent) || !self.is_fresh() {
+            return;
+        }
+        let since = share.unbroken_since.load(Ordering::Relaxed);
+        if since == BROKEN {
+            return;
+        }
+        let watched = self.clock.monotonic().saturating_sub(Duration::from_nanos(since));
+        let closing = Closing {
+            survivor: self.leases.incarnation(),
+            now: self.clock.now(),
+            policy: self.options.uncertain,
+            known: None,
+            watched,
+        };
+        let result = self.store.close_leases(&closing).await;
+        Self::note_store(&self.writing_fails, result.as_ref().err(), "written");
+        if let Ok(Closed { uncertain, .. }) = result {
+            let units = uncertain.iter().map(|lease| lease.units).fold(0, u64::saturating_add);
+            self.leases.uncertain.fetch_add(units, Ordering::Relaxed);
+            if units > 0 {
+                let leases = uncertain.len();
+                tracing::warn!(
+                    leases,
+                    units,
+                    "another process fell silent: nobody knows whether it spent what it had leased"
+                );
+            }
+        }
+    }
+
+    /// Leaves those that share the store: this process ends, and has given its leases back.
+    pub async fn depart(&self) -> Result<(), StoreError> {
+        let Some((store, _)) = self.shared() else { return Ok(()) };
+        self.fence.shut();
+        store.depart(self.leases.incarnation()).await
+    }
+
+    /// A name that no process has had. Without randomness no key can be made either, and the time alone tells two apart well enough.
+    pub(super) fn draw_incarnation(clock: &Clock) -> Incarnation {
+        let now = clock.now();
+        Incarnation(random::uuid_v7(now).unwrap_or_else(|_| i128::from(now.millis()).to_be_bytes()))
+    }
+}

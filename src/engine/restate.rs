@@ -1,0 +1,151 @@
+//! The database has gone back to an earlier state of itself, or may have: what this process remembers is told to it.
+//!
+//! A backup that was restored, or a standby that was promoted before it had everything, lacks revocations that were acknowledged and
+//! grants that were spent. Until every process has said what it knows, nothing is granted and nothing admitted.
+
+use std::time::Duration;
+
+use crate::decision::quota::State;
+use crate::domain::{BudgetId, Key, KeyId, KeyStatus, Revision, Revocation, SecretHash, Time};
+use crate::store::{AuditEvent, Commit, CommitError, Replication, Restatement, StoreError, StoredKey, Write};
+
+use super::replica::Share;
+use super::{COMMIT_TRIES_MAX, Engine};
+
+/// Budgets of one call to the store.
+const BUDGETS_MAX: usize = 2_000;
+/// How long to wait for the others before looking again.
+const OTHERS_WAIT: Duration = Duration::from_millis(50);
+
+const ACTOR: &str = "system";
+
+/// What this process knew when the database was found to have gone back.
+#[derive(Debug)]
+pub(super) struct Remembered {
+    revision: Revision,
+    budgets: Vec<(BudgetId, State)>,
+    revoked: Vec<KeyId>,
+    /// Secrets that rotations had replaced.
+    retired: Vec<SecretHash>,
+}
+
+impl Engine {
+    /// Takes a step out of the move: tells what is remembered, unless that is done, and, where all others have, begins anew from what
+    /// the store has. The fence is shut, and the next poll that finds all in order opens it.
+    pub(super) async fn restate(
+        &self,
+        store: &dyn Replication,
+        share: &Share,
+        is_restated: bool,
+    ) -> Result<(), StoreError> {
+        let mut remembered = share.remembered.lock().await;
+        let is_news = remembered.is_none();
+        let known = remembered.get_or_insert_with(|| self.remember());
+        if is_news {
+            tracing::error!(
+                revision = known.revision.number(),
+                "THE DATABASE HAS GONE BACK to an earlier state, or was failed over: nothing is admitted until every process has told it \
+                 what was revoked and granted since"
+            );
+            self.forget_leases(self.leases.incarnation()).await;
+        }
+        if is_news || !is_restated {
+            self.tell(store, share, known).await?;
+        }
+        if !store.conclude_restating(self.leases.incarnation(), self.clock.now()).await? {
+            tokio::time::sleep(OTHERS_WAIT).await;
+            return Ok(());
+        }
+        self.reload(share, true).await?;
+        self.disable_revived(&known.retired).await?;
+        share.forget_beats();
+        *remembered = None;
+        tracing::warn!(
+            revision = share.position().revision.number(),
+            "the database is taken as it is now; changes other than revocations that it had lost are lost"
+        );
+        Ok(())
+    }
+
+    fn remember(&self) -> Remembered {
+        let (revoked, retired) = self.index.ended();
+        Remembered { revision: self.index.revision(), budgets: self.remembered_budgets(), revoked, retired }
+    }
+
+    async fn tell(&self, store: &dyn Replication, share: &Share, known: &Remembered) -> Result<(), StoreError> {
+        let mut restatement = Restatement {
+            replica: share.replica(self.leases.incarnation()),
+            revision: known.revision,
+            peers: share.seen.borrow().peers.clone(),
+            budgets: Vec::new(),
+            revoked: known.revoked.clone(),
+        };
+        let mut chunks = known.budgets.chunks(BUDGETS_MAX);
+        restatement.budgets = chunks.next().unwrap_or_default().to_vec();
+        let lost = store.restate(&restatement).await?;
+        restatement.revoked.clear();
+        for budgets in chunks {
+            restatement.budgets = budgets.to_vec();
+            store.restate(&restatement).await?;
+        }
+        for id in &lost {
+            self.end_again(*id, "revoked before the database went back to an earlier state", |key, revocation| {
+                key.status = KeyStatus::Revoked(revocation);
+            })
+            .await?;
+        }
+        if !lost.is_empty() {
+            tracing::error!(keys = lost.len(), "the database had lost revocations; they were made again");
+        }
+        Ok(())
+    }
+
+    /// A secret that was replaced, perhaps because it had leaked, is the key's own again, and its successor unknown. The key is switched
+    /// off, for its owner to decide.
+    async fn disable_revived(&self, retired: &[SecretHash]) -> Result<(), StoreError> {
+        for hash in retired {
+            let Some(found) = self.index.find(hash).filter(|found| !found.retired) else { continue };
+            let id = found.entry.id;
+            self.end_again(id, "its rotation was lost when the database went back to an earlier state", |key, _| {
+                if !key.is_revoked() {
+                    key.status = KeyStatus::Disabled;
+                }
+            })
+            .await?;
+            tracing::error!(key = %id, "the database had lost the rotation of a key; it was disabled, rotate it again");
+        }
+        Ok(())
+    }
+
+    async fn end_again(&self, id: KeyId, reason: &str, end: impl Fn(&mut Key, Revocation)) -> Result<(), StoreError> {
+        for _ in 0..COMMIT_TRIES_MAX {
+            let Some(StoredKey { key: before, .. }) = self.store.key(id).await? else { return Ok(()) };
+            let now = self.clock.now();
+            let mut key = Key { update_time: now, ..before.clone() };
+            end(&mut key, Revocation { time: now, reason: reason.to_owned(), actor: ACTOR.to_owned() });
+            if before.is_revoked() || key.status == before.status {
+                return Ok(());
+            }
+            match self.commit(ending(key, before.revision, reason, now)).await {
+                Ok(_) => return Ok(()),
+                Err(CommitError::Stale) => {}
+                Err(CommitError::Store(error)) => return Err(error),
+                Err(error) => return Err(StoreError::Corrupt(format!("key `{id}` can't be ended again: {error}"))),
+            }
+        }
+        Err(StoreError::Unavailable(format!("key `{id}` is changed by others again and again")))
+    }
+}
+
+fn ending(key: Key, expected: Revision, reason: &str, now: Time) -> Commit {
+    let action = if key.is_revoked() { "key.revoke" } else { "key.update" };
+    let details = serde_json::json!({ "reason": reason }).to_string();
+    Commit {
+        rehearsal: false,
+        time: now,
+        actor: ACTOR.to_owned(),
+        guards: Vec::new(),
+        events: vec![AuditEvent { action, subject: key.id.to_string(), details }],
+        writes: vec![Write::UpdateKey { key, expected, new_secret: None }],
+    }
+}
