@@ -32,7 +32,7 @@ pub(crate) async fn register(store: &SharedStore, incarnation: Incarnation) {
 }
 
 pub(crate) async fn poll(store: &SharedStore, incarnation: Incarnation, position: LogPosition, beat: i64) -> Polled {
-    let poll = Poll { incarnation, position, beat, beat_confirmed: beat - 1 };
+    let poll = Poll { incarnation, position, beat, beat_confirmed: beat - 1, flushed: NOW };
     replication(store).poll(&poll).await.unwrap()
 }
 
@@ -232,7 +232,7 @@ pub(crate) async fn another_history_is_noticed(shared: Shared) {
     assert_eq!(poll(store, SECOND, at, 1).await.peers[0].acknowledged, Revision::ZERO);
 
     shared.sql("UPDATE replicas SET beat = 3").await;
-    let behind = Poll { incarnation: FIRST, position: at, beat: 10, beat_confirmed: 5 };
+    let behind = Poll { incarnation: FIRST, position: at, beat: 10, beat_confirmed: 5, flushed: NOW };
     for _ in 0..2 {
         assert_eq!(replication(store).poll(&behind).await.unwrap().standing, moved, "its beat went back, for good");
     }

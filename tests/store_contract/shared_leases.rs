@@ -53,7 +53,7 @@ pub(crate) async fn try_lease(
     incarnation: Incarnation,
     asks: Vec<LeaseAsk>,
 ) -> Result<Vec<Leased>, StoreError> {
-    store.lease(&LeaseBatch { incarnation, now: NOW, asks }).await
+    store.lease(&LeaseBatch { incarnation, now: NOW, asks, released: Vec::new() }).await
 }
 
 pub(crate) async fn lease(store: &SharedStore, incarnation: Incarnation, ask: LeaseAsk) -> Leased {
