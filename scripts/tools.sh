@@ -19,7 +19,7 @@ BUF_VERSION=1.75.0
 ENVOY_VERSION=1.40.0
 # The types of what deploy/kubernetes holds, and what reads them.
 MANIFEST_PACKAGES=(typescript@7.0.2 yaml@2.9.1 kubernetes-models@5.1.0 @kubernetes-models/gateway-api@2.0.0
-  @kubernetes-models/envoy-gateway@2.0.0 @kubernetes-models/istio@3.0.1)
+  @kubernetes-models/envoy-gateway@2.0.0 @kubernetes-models/istio@3.0.1 @kubernetes-models/prometheus-operator@6.0.0)
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 TOOLS=$ROOT/target/tools

@@ -226,19 +226,17 @@ async fn bench() {
         return;
     };
     let keys: u64 = keys.parse().unwrap();
-    match std::env::var("TOLLGATE_BENCH_DATABASE") {
-        Ok(url) => measure(keys, || on_server(&url)).await,
-        Err(_) => {
-            let folder = match std::env::var_os("TOLLGATE_BENCH_FOLDER") {
-                Some(folder) => tempfile::tempdir_in(folder).unwrap(),
-                None => tempfile::tempdir().unwrap(),
-            };
-            let path = folder.path().join("tollgate.db");
-            measure(keys, || in_file(&path)).await;
-            let kilobytes = u32::try_from(path.metadata().unwrap().len() / 1_000).unwrap();
-            println!("{:<52} {:>9.1} MB", "the file", f64::from(kilobytes) / 1_000.0);
-        }
+    if let Ok(url) = std::env::var("TOLLGATE_BENCH_DATABASE") {
+        return measure(keys, || on_server(&url)).await;
     }
+    let folder = match std::env::var_os("TOLLGATE_BENCH_FOLDER") {
+        Some(folder) => tempfile::tempdir_in(folder).unwrap(),
+        None => tempfile::tempdir().unwrap(),
+    };
+    let path = folder.path().join("tollgate.db");
+    measure(keys, || in_file(&path)).await;
+    let kilobytes = u32::try_from(path.metadata().unwrap().len() / 1_000).unwrap();
+    println!("{:<52} {:>9.1} MB", "the file", f64::from(kilobytes) / 1_000.0);
 }
 
 async fn in_file(path: &Path) -> SharedStore {

@@ -1,5 +1,6 @@
 //! The composition root: puts the parts together, and takes them apart in order.
 
+mod adopt;
 mod dev;
 mod doctor;
 mod plans;
@@ -13,6 +14,7 @@ use secrecy::SecretString;
 use crate::config::{Config, Database};
 use crate::store::postgres::{Migrated, PostgresStore};
 
+pub use adopt::adopt;
 pub use dev::{DevInfo, DevSecrets};
 pub use doctor::{Finding, doctor};
 pub use plans::apply_plans;
@@ -56,8 +58,11 @@ pub fn migrate(config: &Config) -> Result<String, Failure> {
     setup::block_on(async {
         if let Database::Postgres(url) = &config.store.database {
             let Migrated { from, to } = PostgresStore::migrate(&setup::postgres_options(config, url)).await?;
-            let before = if from == to { "as before".to_owned() } else { format!("before {from}") };
-            return Ok(format!("the schema of {database} is up to date: {to}, {before}"));
+            return Ok(if from == to {
+                format!("the schema of {database} is up to date (version {to})")
+            } else {
+                format!("the schema of {database} was brought from version {from} to {to}")
+            });
         }
         let parts = Parts::open(config).await?;
         let revision = parts.engine.index_size().2;
