@@ -29,6 +29,7 @@ mod joint;
 mod key;
 mod key_read;
 mod lease;
+mod lent;
 mod load;
 mod meter;
 mod operation;
