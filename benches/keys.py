@@ -28,37 +28,42 @@ def prepare(binary, keys, data, work, log, cleanup):
         if "free" not in secrets:
             raise Wrong(f"{data} was made by an earlier version of this program: give another --data")
         return secrets
-    database = data / "bench.sqlite"
+    secrets = fill(binary, data / "bench.sqlite", keys, STEADY, work, log, cleanup)
+    kept.touch(mode=0o600)
+    kept.write_text(json.dumps(secrets))
+    return secrets
+
+
+def fill(binary, database, keys, steady, work, log, cleanup):
+    """Makes accounts, plans and keys in an empty database, and tells the secrets."""
     operator = Cli(binary, log).bootstrap(database)
     tollgate = Tollgate(binary, database, log, cleanup)
     call = Cli(binary, log, tollgate.grpc(), operator)
-    accounts = plan_and_accounts(call, work)
-    import_s = import_keys(call, keys, accounts, work)
+    accounts = plan_and_accounts(call, steady, work)
+    import_s = import_keys(call, keys, accounts, steady, work)
     create = lambda account, name, *scopes: call(
         "keys", "create", "--account", account, "--name", name,
         *(word for scope in scopes for word in ("--scope", scope)))["secret"]
-    secrets = {"keys": keys, "import_s": import_s,
+    secrets = {"keys": keys, "import_s": import_s, "operator": operator,
                "caller": create("acct_operator", "edge", "tollgate:check"),
                "hot": [create(accounts[0], f"hot key {number}", "tasks:read", "tasks:write")
                        for number in range(HOT_KEYS)],
                "free": [create("acct_benchfree", f"free key {number}", "tasks:read", "tasks:write")
                         for number in range(HOT_KEYS)]}
     tollgate.stop()
-    kept.touch(mode=0o600)
-    kept.write_text(json.dumps(secrets))
     return secrets
 
 
-def plan_and_accounts(call, work):
+def plan_and_accounts(call, steady_groups, work):
     plans = work / "plans.toml"
     limits = [f'{{ name = "per-{period}", capacity = {CAPACITY}, period = "{period}" }}'
               for period in ("minute", "hour", "day")]
     steady = [f'[plans.{steady_name(kind, capacity)}]\nkey_limits = [{{ name = "per-minute", capacity = {capacity}, '
-              f'period = "minute", algorithm = "{kind}_window" }}]\n' for kind, capacity, _ in STEADY]
+              f'period = "minute", algorithm = "{kind}_window" }}]\n' for kind, capacity, _ in steady_groups]
     plans.write_text(f'[plans.bench]\ndisplay_name = "Bench"\nkey_limits = [{", ".join(limits)}]\n'
                      f'[plans.benchfree]\ndisplay_name = "Without limits"\n{"".join(steady)}')
     call("plans", "apply", str(plans))
-    for plan in ["benchfree"] + [steady_name(kind, capacity) for kind, capacity, _ in STEADY]:
+    for plan in ["benchfree"] + [steady_name(kind, capacity) for kind, capacity, _ in steady_groups]:
         call("accounts", "create", "--id", f"acct_{plan}", "--name", plan, "--plan", plan)
     accounts = [f"acct_bench{number:04}" for number in range(ACCOUNTS)]
     for account in accounts:
@@ -74,10 +79,10 @@ def steady_secrets(kind, capacity, count):
     return [f"{steady_name(kind, capacity)}_{number:07}" for number in range(count)]
 
 
-def import_keys(call, keys, accounts, work):
+def import_keys(call, keys, accounts, steady_groups, work):
     say(f"importing {keys} keys")
     of_accounts = ((f"{SECRET_PREFIX}{number:07}", accounts[number % ACCOUNTS]) for number in range(keys))
-    steady = [(secret, f"acct_{steady_name(*group[:2])}") for group in STEADY for secret in steady_secrets(*group)]
+    steady = [(secret, f"acct_{steady_name(*group[:2])}") for group in steady_groups for secret in steady_secrets(*group)]
     file = work / "keys.ndjson"
     with open(file, "w", encoding="ascii") as lines:
         for number, (secret, account) in enumerate(itertools.chain(of_accounts, steady)):

@@ -41,6 +41,12 @@ def print_report(about, found):
         print_envoy(found["envoy"])
     if "journal" in found:
         print_journal(found["journal"])
+    if "replicas" in found:
+        print_replicas(found["replicas"])
+    if "statements" in found:
+        print_statements(found["statements"])
+    if "revocation" in found:
+        print_revocation(found["revocation"])
 
 
 def contest_rows(title, summary):
@@ -123,6 +129,26 @@ def print_journal(part):
         row("requests a second", "per_second", "{:,.0f}", "ratio_throughput"),
         row("CPU µs a request", "cpu_us", "{:.2f}", "ratio_per_cpu_second"),
     ])
+
+
+def print_replicas(part):
+    for name in ("one", "three"):
+        table(contest_rows(f"CheckKey, {name} on PostgreSQL {part['postgres']}: {bytes_of(part[name])}", part[name]["summary"]))
+    load = part["load"]
+    print(f"load {load['keys']:,} keys from PostgreSQL: {load['process_start_to_ready_s']:.2f} s")
+
+
+def print_statements(part):
+    rows = [(f"keys at 90 % of a limit a minute, for {part['seconds']} s", "checks", "waited", "share", "p50 µs", "p99 µs",
+             "statements/1,000")]
+    for name, group in part["limits"].items():
+        rows.append((f"{group['keys']} keys, {name}", f"{group['checks']:,}", f"{group['waits']:,}", f"{group['share']:.3%}",
+                     f"{group['p50']:,.0f}", f"{group['p99']:,.0f}", f"{group.get('per_thousand_checks', 'uncounted')}"))
+    table(rows)
+
+
+def print_revocation(part):
+    print("\nRevokeKey with three replicas: p50 {p50_ms} ms, p99 {p99_ms} ms, at most {max_ms} ms, of {revocations}".format(**part))
 
 
 def note_idle(summary):

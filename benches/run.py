@@ -12,6 +12,12 @@ only pairs of neighbours compare. Shown are the medians of all rounds, and how f
   journal    CheckKey with the journal, and without one
   half_load  CheckKey's latency at half of what the server reaches, of keys with three limits and of keys with none
 
+and on a PostgreSQL server that the bench starts:
+
+  replicas    CheckKey with one replica and with three, and the loading of all keys
+  statements  what the database is asked, and the share of checks that wait for it, at 90 % of limits of 10,000 a minute
+  revocation  how long RevokeKey takes with three replicas
+
 Timing never fails the run. A wrong answer does, and a count that does not add up: a generator may take an error for a
 success, so Tollgate's own counters must have grown by exactly what was sent.
 """
@@ -34,12 +40,14 @@ import ext_authz
 import keys
 import leases
 import messages
+import replicas
 import report
 from measure import CONNECTIONS, STREAMS, H2load, Load, Steady, answer_of
 from servers import Cli, Server, Tollgate, Wrong, memory_bytes, pin_all_threads, say
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PARTS = ("check_key", "ext_authz", "waits", "half_load", "envoy", "journal")
+SQLITE_PARTS = ("check_key", "ext_authz", "waits", "half_load", "envoy", "journal")
+PARTS = (*SQLITE_PARTS, *replicas.PARTS)
 
 
 def main():
@@ -115,6 +123,12 @@ class Bench:
         self.data.mkdir(parents=True, exist_ok=True)
 
     def run(self):
+        found = self.on_sqlite() if set(self.args.part) & set(SQLITE_PARTS) else {}
+        if set(self.args.part) & set(replicas.PARTS):
+            found.update(replicas.run(self))
+        return found
+
+    def on_sqlite(self):
         few = self.few_keys()
         secrets = keys.prepare(self.binaries["tollgate"], self.args.keys, self.data, self.work, self.log, self.cleanup)
         tollgate = self.start(self.data / "bench.sqlite")

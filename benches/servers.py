@@ -86,11 +86,16 @@ class Server:
             self.process.wait()
 
 
+def database_url(database):
+    """Of a SQLite file by its path; what is a URL already stays it."""
+    return database if isinstance(database, str) else f"sqlite:{database}"
+
+
 class Tollgate(Server):
     """Tollgate with one worker, on a database that `bootstrap` has made."""
 
     def __init__(self, binary, database, log, cleanup, ready_seconds_max=300, options=()):
-        super().__init__([binary, "serve", "--database", f"sqlite:{database}", "--workers", "1",
+        super().__init__([binary, "serve", "--database", database_url(database), "--workers", "1",
                           "--grpc-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0", "--import-timeout", "1h",
                           "--log-format", "json", *options], ready_seconds_max, log, cleanup)
         self.ports = dict(word.split("=", 1) for word in self.line.split() if "=" in word)
@@ -162,4 +167,4 @@ class Cli:
         return json.loads(done.stdout) if done.stdout.strip() else None
 
     def bootstrap(self, database):
-        return self("bootstrap", "--database", f"sqlite:{database}")["secret"]
+        return self("bootstrap", "--database", database_url(database))["secret"]

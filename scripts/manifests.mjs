@@ -3,7 +3,7 @@
 //
 // Types and schemas come from the npm packages @kubernetes-models/…, which are generated from the APIs' own definitions. The
 // schemas know patterns, bounds and required fields, but pass over fields that they don't know; the types know every field, and
-// the compiler refuses others. So each manifest is checked by both.
+// the compiler refuses others. So each manifest is checked by both. The expressions of a PrometheusRule are promtool's to check.
 import { spawnSync } from "node:child_process";
 import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -30,6 +30,7 @@ const PACKAGES = [
   ["gateway.networking.k8s.io", "@kubernetes-models/gateway-api"],
   ["gateway.envoyproxy.io", "@kubernetes-models/envoy-gateway"],
   ["istio.io", "@kubernetes-models/istio"],
+  ["monitoring.coreos.com", "@kubernetes-models/prometheus-operator"],
 ];
 
 function moduleOf({ apiVersion, kind }) {
@@ -69,6 +70,7 @@ writeFileSync(join(work, "plain.ts"), `export type Plain<T> =
   T extends (infer U)[] ? Plain<U>[] : T extends object ? { [K in keyof T]: Plain<T[K]> } : T;
 `);
 const sources = new Map();
+const rules = new Map();
 
 for (const file of files) {
   let manifests = [];
@@ -100,7 +102,19 @@ import type { Plain } from "./plain.js";
 export const manifest: Plain<I${manifest.kind}> = ${literal};
 `);
     sources.set(source, what);
+    if (manifest.kind === "PrometheusRule") {
+      const groups = join(work, `${sources.size}.rules.json`);
+      writeFileSync(groups, JSON.stringify(manifest.spec));
+      rules.set(groups, what);
+    }
   }
+}
+
+if (rules.size > 0) {
+  const { status, stdout, stderr, error } = spawnSync("promtool", ["check", "rules", ...rules.keys()], { encoding: "utf8" });
+  let text = status === 0 ? "" : error ? `promtool: ${error}` : stdout + stderr;
+  for (const [source, what] of rules) text = text.replaceAll(source, what);
+  if (status !== 0) fail(text);
 }
 
 if (sources.size > 0) {

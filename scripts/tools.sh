@@ -19,7 +19,7 @@ BUF_VERSION=1.75.0
 ENVOY_VERSION=1.40.0
 # The types of what deploy/kubernetes holds, and what reads them.
 MANIFEST_PACKAGES=(typescript@7.0.2 yaml@2.9.1 kubernetes-models@5.1.0 @kubernetes-models/gateway-api@2.0.0
-  @kubernetes-models/envoy-gateway@2.0.0 @kubernetes-models/istio@3.0.1)
+  @kubernetes-models/envoy-gateway@2.0.0 @kubernetes-models/istio@3.0.1 @kubernetes-models/prometheus-operator@6.0.0)
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 TOOLS=$ROOT/target/tools
@@ -123,6 +123,22 @@ need_unpacked() {
     die "the unpacked $command does not run; $(way_out "$command")"
   }
 }
+
+# PostgreSQL's server, whose tests start servers of their own; and not the one that Debian's package would make and start. Any
+# version that Tollgate takes will do.
+need_postgres() {
+  local found=(/usr/lib/postgresql/*/bin/initdb) config=/etc/postgresql-common/createcluster.conf
+  if have initdb || [ -x "${found[0]}" ]; then
+    return
+  fi
+  need_debian "runs the database that replicas share" pg_createcluster=postgresql-common
+  as_root sed -i 's/^#\?create_main_cluster .*/create_main_cluster = false/' "$config" ||
+    say "$config can't be changed; a server of Debian's will run beside those of the tests"
+  need_debian "runs the database that replicas share" initdb=postgresql
+}
+
+# A library that tells a program another time.
+need_faketime() { need_debian "gives a replica a wrong clock" faketime=faketime; }
 
 need_promtool() { need_unpacked "checks the metrics page" promtool prometheus usr/bin/promtool; }
 need_nginx() { need_unpacked "an edge that asks Tollgate" nginx nginx usr/sbin/nginx; }

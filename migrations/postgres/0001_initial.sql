@@ -73,7 +73,7 @@ CREATE TABLE retired_secrets (
 CREATE INDEX retired_secrets_by_key ON retired_secrets (key_id, revision);
 CREATE INDEX retired_secrets_by_pepper ON retired_secrets (pepper_id) WHERE pepper_id IS NOT NULL;
 
--- What each revision wrote. Kept for `replicas.log_kept`.
+-- What each revision wrote. Kept for `replicas.log_kept`. The id of a key is its bytes in hexadecimal digits.
 CREATE TABLE changes (
     revision bigint NOT NULL,
     entity   text COLLATE "C" NOT NULL CHECK (entity IN ('plan', 'account', 'key')),

@@ -1,5 +1,6 @@
 //! The composition root: puts the parts together, and takes them apart in order.
 
+mod adopt;
 mod dev;
 mod doctor;
 mod plans;
@@ -10,8 +11,10 @@ use std::error::Error;
 
 use secrecy::SecretString;
 
-use crate::config::Config;
+use crate::config::{Config, Database};
+use crate::store::postgres::{Migrated, PostgresStore};
 
+pub use adopt::adopt;
 pub use dev::{DevInfo, DevSecrets};
 pub use doctor::{Finding, doctor};
 pub use plans::apply_plans;
@@ -51,11 +54,19 @@ pub fn bootstrap(config: &Config, again: bool) -> Result<Bootstrapped, Failure> 
 
 /// Brings the store's schema up to date, and says what it did.
 pub fn migrate(config: &Config) -> Result<String, Failure> {
+    let database = setup::database_url(config);
     setup::block_on(async {
+        if let Database::Postgres(url) = &config.store.database {
+            let Migrated { from, to } = PostgresStore::migrate(&setup::postgres_options(config, url)).await?;
+            return Ok(if from == to {
+                format!("the schema of {database} is up to date (version {to})")
+            } else {
+                format!("the schema of {database} was brought from version {from} to {to}")
+            });
+        }
         let parts = Parts::open(config).await?;
         let revision = parts.engine.index_size().2;
         parts.close().await;
-        let database = setup::database_url(config);
         Ok(format!("the schema of {database} is up to date (revision {} of its records)", revision.number()))
     })
 }

@@ -4,10 +4,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::ambient::Clock;
-use crate::config::{self, Config, Database};
+use crate::config::{self, Config, Database, PostgresUrl};
 use crate::decision::secret::{Brand, Hasher};
 use crate::engine::{Engine, Options, ReplicaOptions, pepper};
 use crate::store::metered::MeteredStore;
+use crate::store::postgres::{PostgresOptions, PostgresStore};
 use crate::store::sqlite::{OpenMode, SqliteStore};
 use crate::store::{SharedStore, Uncertain};
 use crate::telemetry::metrics::Metrics;
@@ -27,7 +28,7 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// Opens the store, creating it and bringing its schema up to date where needed. The index is still empty. A process that serves
+    /// Opens the store, creating it and bringing its schema up to date where it is a file. The index is still empty. A process that serves
     /// says how it takes part where several share the store.
     pub(super) async fn prepare(config: &Config, replica: Option<ReplicaOptions>) -> Result<Self, Failure> {
         let clock = Clock::system();
@@ -73,8 +74,31 @@ impl Parts {
 async fn open_store(config: &Config) -> Result<SharedStore, Failure> {
     match &config.store.database {
         Database::Sqlite(path) => Ok(Arc::new(SqliteStore::open(path, OpenMode::Create).await?)),
-        Database::Postgres(url) => Err(format!("{url}: PostgreSQL is not supported yet").into()),
+        Database::Postgres(url) => Ok(Arc::new(PostgresStore::open(&postgres_options(config, url)).await?)),
     }
+}
+
+/// How a database on a server is used.
+pub(super) fn postgres_options(config: &Config, url: &PostgresUrl) -> PostgresOptions {
+    let store = &config.store;
+    PostgresOptions {
+        url: url.secret().clone(),
+        password_file: store.password_file.clone(),
+        connections_max: u32::try_from(store.pool_max).unwrap_or(u32::MAX),
+        connect_timeout: store.connect_timeout,
+        statement_timeout: store.statement_timeout,
+        log_kept: config.replicas.log_kept,
+    }
+}
+
+/// Prepares a database on a server in which there is nothing yet. A file is prepared whenever it is opened.
+pub(super) async fn migrate_empty(config: &Config) -> Result<(), Failure> {
+    let Database::Postgres(url) = &config.store.database else { return Ok(()) };
+    let options = postgres_options(config, url);
+    if PostgresStore::look(&options).await?.schema == 0 {
+        PostgresStore::migrate(&options).await?;
+    }
+    Ok(())
 }
 
 /// Beside the database where that is a file. What is on a server has no place beside it that is this process's own, so there it

@@ -162,6 +162,38 @@ impl State {
         }
     }
 
+    /// Takes in another state of the same limit, of which it is not known what the two have in common: moves on to the later
+    /// window, and counts of each slot the most that either has granted.
+    pub fn most(&mut self, other: &Self) {
+        match (&mut self.0, &other.0) {
+            (
+                Inner::Fixed { window, granted, ahead },
+                Inner::Fixed { window: other, granted: other_granted, ahead: other_ahead },
+            ) => {
+                let (mine, theirs) = ((*window, *granted, *ahead), (*other, *other_granted, *other_ahead));
+                let is_later = (other.start, other.end) > (window.start, window.end);
+                let (earlier, later) = if is_later { (mine, theirs) } else { (theirs, mine) };
+                let (here, next) = carried(earlier, later.0);
+                (*window, *granted, *ahead) = (later.0, later.1.max(here), later.2.max(next));
+            }
+            (
+                Inner::Sliding { slot_micros, newest, granted },
+                Inner::Sliding { slot_micros: other_micros, newest: later, granted: others },
+            ) if slot_micros == other_micros => {
+                for (slot, units) in others {
+                    raise(granted, *slot, *units);
+                }
+                slide(*later, newest, granted);
+            }
+            // Not of the same limit, so no count of one says anything of the other's slots.
+            _ => {
+                if other.bounds().start > self.bounds().start {
+                    *self = other.clone();
+                }
+            }
+        }
+    }
+
     /// Where it has advanced to.
     #[must_use]
     pub const fn slot(&self) -> Slot {
@@ -334,6 +366,20 @@ fn begin(later: Window, window: &mut Window, granted: &mut u64, ahead: &mut u64)
     *window = Window { start: later.start.max(window.end), end: later.end };
 }
 
+/// What a fixed window and the one that it was granted ahead of tell of one that begins no earlier: units of it, and of that which
+/// begins where it ends.
+fn carried((window, granted, ahead): (Window, u64, u64), later: Window) -> (u64, u64) {
+    if window == later {
+        return (granted, ahead);
+    }
+    match later.start.cmp(&window.end) {
+        // A part of it lies in the later one.
+        Ordering::Less => (granted.saturating_add(ahead), 0),
+        Ordering::Equal => (ahead, 0),
+        Ordering::Greater => (0, 0),
+    }
+}
+
 /// Moves a sliding window on to a slot, unless that is an earlier one.
 fn slide(slot: i64, newest: &mut i64, granted: &mut Vec<(i64, u64)>) {
     *newest = slot.max(*newest);
@@ -348,6 +394,15 @@ fn add(granted: &mut Vec<(i64, u64)>, slot: i64, units: u64) {
     let place = granted.partition_point(|(number, _)| *number < slot);
     match granted.get_mut(place) {
         Some((number, sum)) if *number == slot => *sum = sum.saturating_add(units),
+        Some(_) | None => granted.insert(place, (slot, units)),
+    }
+}
+
+/// So many units of a slot, unless more are granted already.
+fn raise(granted: &mut Vec<(i64, u64)>, slot: i64, units: u64) {
+    let place = granted.partition_point(|(number, _)| *number < slot);
+    match granted.get_mut(place) {
+        Some((number, sum)) if *number == slot => *sum = (*sum).max(units),
         Some(_) | None => granted.insert(place, (slot, units)),
     }
 }

@@ -25,6 +25,8 @@ mod fence;
 mod forget;
 mod import;
 mod index;
+#[cfg(test)]
+mod index_tests;
 mod joint;
 mod key;
 mod key_read;

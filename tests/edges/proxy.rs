@@ -124,13 +124,24 @@ impl Envoy {
         Self::file(rig, "envoy.yaml", 2).replace("max_interval: 0.25s", &format!("max_interval: {LONG}"), 1)
     }
 
+    /// The one for several replicas, which are there.
+    pub(crate) fn replicas(rig: &Rig, addresses: &[SocketAddr]) -> Self {
+        let endpoint = |host: &str, port: u16| {
+            format!("{{ endpoint: {{ address: {{ socket_address: {{ address: {host}, port_value: {port} }} }} }} }}")
+        };
+        let endpoints: Vec<String> = addresses.iter().map(|addr| endpoint("127.0.0.1", addr.port())).collect();
+        Self::file(rig, "envoy-replicas.yaml", 2)
+            .replace("max_interval: 0.25s", &format!("max_interval: {LONG}"), 1)
+            .replace(&endpoint("tollgate", rig.grpc().port()), &endpoints.join(", "), 1)
+    }
+
     /// The one with the rate limit filter.
     pub(crate) fn ratelimit(rig: &Rig) -> Self {
         Self::file(rig, "envoy-ratelimit.yaml", 1)
     }
 
     fn file(rig: &Rig, name: &str, upstreams: usize) -> Self {
-        let timeouts = if name == "envoy.yaml" { 1 } else { 2 };
+        let timeouts = if name == "envoy-ratelimit.yaml" { 2 } else { 1 };
         let config = Config::shipped(name)
             .replace("address: 127.0.0.1, port_value: 9901 ", "address: 127.0.0.1, port_value: 0 ", 1)
             .replace("address: 0.0.0.0, port_value: 10000 ", "address: 127.0.0.1, port_value: 0 ", 1)

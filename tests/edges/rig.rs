@@ -8,7 +8,8 @@ use tollgate::proto::v1::account_service_client::AccountServiceClient;
 use tollgate::proto::v1::plan_service_client::PlanServiceClient;
 use tollgate::proto::v1::*;
 
-use crate::support::{Bearer, Home, Keys, Server, eventually};
+use crate::support::postgres::Database;
+use crate::support::{Bearer, Home, Keys, Server, eventually, run, text, tollgate};
 use crate::upstream::Upstream;
 
 /// The account that most keys are of; its plan bounds nothing.
@@ -52,8 +53,21 @@ impl Drop for Rig {
 impl Rig {
     /// With these flags of `serve`.
     pub(crate) fn new(arguments: &[&str]) -> Self {
+        Self::at(Home::new(), arguments)
+    }
+
+    /// On a database of PostgreSQL, of which it is the first user.
+    pub(crate) fn on(database: &Database) -> Self {
+        let flags = database_flags(database);
+        let commanded = |command: &[&str]| text(&run(tollgate(command).args(&flags), ""));
+        commanded(&["migrate"]);
+        let made: serde_json::Value = serde_json::from_str(&commanded(&["bootstrap", "--output=json"])).unwrap();
+        let home = Home { token: made["secret"].as_str().unwrap().to_owned(), ..Home::empty() };
+        Self::at(home, &flags.each_ref().map(String::as_str))
+    }
+
+    fn at(home: Home, arguments: &[&str]) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let home = Home::new();
         // How long a change may take is not what is tested, and the disk may be busy.
         let arguments: Vec<&str> = ["--request-timeout=1m"].iter().chain(arguments).copied().collect();
         let server = home.serve(&arguments);
@@ -193,6 +207,15 @@ impl Rig {
     pub(crate) fn grpc(&self) -> SocketAddr {
         self.server.grpc
     }
+}
+
+/// Of `serve` on such a database, with a fence that does not shut only because the machine has much to do.
+pub(crate) fn database_flags(database: &Database) -> [String; 3] {
+    [
+        format!("--database={}?sslmode=disable", database.url()),
+        format!("--password-file={}", database.password_file.display()),
+        "--replicas-fence=15s".to_owned(),
+    ]
 }
 
 fn mask(field: &str) -> prost_types::FieldMask {

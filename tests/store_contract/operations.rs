@@ -10,7 +10,7 @@ use tollgate::store::{
     OperationCharge, Recorded, Refund, SharedStore, Uncertain, UsageOf, UsageQuery, Write,
 };
 
-use crate::records::{NOW, account, commit, key, key_id, plan, secret};
+use crate::records::{NOW, account, close_leases, commit, key, key_id, plan, register, secret};
 
 const PROCESS: Incarnation = Incarnation([1; 16]);
 const OTHER_PROCESS: Incarnation = Incarnation([2; 16]);
@@ -48,6 +48,7 @@ async fn lease(store: &SharedStore, by: Incarnation, algorithm: Algorithm, now: 
         ahead: 0,
         ahead_cell: None,
     }];
+    register(store, by).await;
     let leased = store.lease(&LeaseBatch { incarnation: by, now, asks, released: Vec::new() }).await.unwrap().remove(0);
     assert_eq!(leased.granted, wanted);
     (leased.state.slot(), leased.state.available(&rule))
@@ -55,11 +56,8 @@ async fn lease(store: &SharedStore, by: Incarnation, algorithm: Algorithm, now: 
 
 /// Units that a process has leased and not charged.
 async fn outstanding(store: &SharedStore) -> u64 {
-    let closed = store
-        .close_leases(&Closing::at_start(Incarnation([9; 16]), NOW, Uncertain::Refund, None))
-        .await
-        .unwrap()
-        .uncertain;
+    let survivor = Incarnation([9; 16]);
+    let closed = close_leases(store, Closing::at_start(survivor, NOW, Uncertain::Refund, None)).await.uncertain;
     closed.iter().map(|lease| lease.units).sum()
 }
 
@@ -98,6 +96,7 @@ fn named(account: &str, name: &str, operation: Operation) -> NamedOperation {
 }
 
 async fn record(store: &SharedStore, now: Time, operations: Vec<NamedOperation>) -> Vec<Recorded> {
+    register(store, PROCESS).await;
     store.record_operations(&OperationBatch { incarnation: PROCESS, now, operations }).await.unwrap()
 }
 

@@ -22,8 +22,8 @@ const STATEMENTS_MAX: u32 = 4;
 
 pub(super) async fn commit(database: &Database, commit: &Commit, log_kept: Duration) -> Result<Revision, CommitError> {
     let mut transaction = database.begin().await?;
-    let limit = transaction.statement_limit() * STATEMENTS_MAX;
-    match within(limit, apply(&mut transaction, commit, log_kept)).await {
+    let patience = transaction.patience().times(STATEMENTS_MAX);
+    match within(&patience, apply(&mut transaction, commit, log_kept)).await {
         Ok(revision) if commit.rehearsal => {
             transaction.rollback().await;
             Ok(revision)
@@ -293,6 +293,20 @@ const LOG: &str = "
     forgotten_changes AS (DELETE FROM changes USING forgotten WHERE changes.revision = forgotten.revision)
     SELECT pg_notify('tollgate', '')";
 
+/// Of which record a write is. A key by its bytes in hexadecimal digits, by which a poll looks it up.
+fn logged(write: &Write) -> (&'static str, String) {
+    match write {
+        Write::InsertKey(key, _) | Write::UpdateKey { key, .. } => {
+            ("key", format!("{:032x}", u128::from_be_bytes(*key.id.as_bytes())))
+        }
+        Write::InsertAccount(_)
+        | Write::UpdateAccount(..)
+        | Write::InsertPlan(_)
+        | Write::UpdatePlan(..)
+        | Write::DeletePlan(..) => changed(write),
+    }
+}
+
 async fn log(
     connection: &mut PgConnection,
     revision: Revision,
@@ -301,7 +315,7 @@ async fn log(
 ) -> Result<(), StoreError> {
     let mut stamp = [0; 8];
     random::fill(&mut stamp).map_err(|error| StoreError::Unavailable(error.to_string()))?;
-    let (entities, ids): (Vec<&str>, Vec<String>) = commit.writes.iter().map(changed).unzip();
+    let (entities, ids): (Vec<&str>, Vec<String>) = commit.writes.iter().map(logged).unzip();
     sqlx::query(LOG)
         .bind(revision.number())
         .bind(entities)

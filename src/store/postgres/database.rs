@@ -1,7 +1,8 @@
 //! Connections, and what every use of one obeys.
 //!
 //! The server ends what takes too long (`statement_timeout` and its like, see [`open`](super::open)); but where the network
-//! swallows everything, its word does not arrive either. So each use has a limit of its own here, a little above the server's.
+//! swallows everything, its word does not arrive either. So each use has a limit of its own here, a little above the server's; and
+//! all that are under way end at once where it is known that what they wait for will not come ([`Database::reset`]).
 //!
 //! sqlx takes a connection back into its pool whatever became of it. A [`Session`] that was not [ended](Session::end) well, be it
 //! that a statement failed or that its future was dropped half-way, closes its connection instead: nobody gets one whose state is
@@ -17,6 +18,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgPoolOptions, PgRow};
 use sqlx::query::Query;
 use sqlx::{PgConnection, Postgres};
+use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::error::is_refused_login;
@@ -32,6 +34,7 @@ pub(super) struct Database {
     limits: Limits,
     password_file: Option<PathBuf>,
     in_use: Arc<AtomicU32>,
+    dead: Arc<Notify>,
 }
 
 /// How many, and how long.
@@ -42,10 +45,28 @@ pub(super) struct Limits {
     pub(super) statement_timeout: Duration,
 }
 
-impl Limits {
-    /// How long a client waits for one statement.
-    pub(super) fn statement(&self) -> Duration {
-        self.statement_timeout + WORD
+/// How long a client waits for a statement, if the connection does not prove dead before.
+#[derive(Clone, Debug)]
+pub(super) struct Patience {
+    limit: Duration,
+    dead: Arc<Notify>,
+}
+
+impl Patience {
+    /// For so many statements.
+    pub(super) fn times(mut self, statements: u32) -> Self {
+        self.limit = self.limit.saturating_mul(statements);
+        self
+    }
+
+    /// What comes of it, or why it was given up.
+    async fn hold<T>(&self, run: impl Future<Output = T>) -> Result<T, StoreError> {
+        tokio::select! {
+            held = timeout(self.limit, run) => held.map_err(|_| silent(self.limit)),
+            () = self.dead.notified() => {
+                Err(StoreError::Unavailable("the connection has stopped answering, while another works".to_owned()))
+            }
+        }
     }
 }
 
@@ -67,11 +88,20 @@ impl Database {
             .idle_timeout(Some(Duration::from_mins(10)))
             .max_lifetime(Some(Duration::from_hours(1)))
             .connect_lazy_with(connect);
-        Self { pool, limits, password_file, in_use: Arc::new(AtomicU32::new(0)) }
+        Self { pool, limits, password_file, in_use: Arc::new(AtomicU32::new(0)), dead: Arc::default() }
     }
 
     pub(super) fn limits(&self) -> Limits {
         self.limits
+    }
+
+    fn patience(&self) -> Patience {
+        Patience { limit: self.limits.statement_timeout + WORD, dead: Arc::clone(&self.dead) }
+    }
+
+    /// Gives up all that is under way: its connections are dead.
+    pub(super) fn reset(&self) {
+        self.dead.notify_waiters();
     }
 
     /// With what it connects, for a connection that is none of the pool's.
@@ -87,12 +117,7 @@ impl Database {
         };
         let connection = connection.map_err(|error| self.not_acquired(error))?;
         self.in_use.fetch_add(1, Ordering::Relaxed);
-        Ok(Session {
-            connection,
-            is_sound: false,
-            in_use: Arc::clone(&self.in_use),
-            statement: self.limits.statement(),
-        })
+        Ok(Session { connection, is_sound: false, in_use: Arc::clone(&self.in_use), patience: self.patience() })
     }
 
     /// Whether there is a connection that nobody uses, or none was made yet.
@@ -117,7 +142,7 @@ impl Database {
         }
         StoreError::Unavailable(if self.in_use.load(Ordering::Relaxed) >= connections_max {
             format!(
-                "all of its {connections_max} connections were busy for {connect_timeout:?}; raise `store.connections_max`, or \
+                "all of its {connections_max} connections were busy for {connect_timeout:?}; raise `store.pool_max`, or \
                  find out what keeps the server so long"
             )
         } else {
@@ -130,7 +155,7 @@ impl Database {
     /// All rows of one statement.
     pub(super) async fn all(&self, query: Query<'_, Postgres, PgArguments>) -> Result<Vec<PgRow>, StoreError> {
         let mut session = self.session().await?;
-        let rows = statement(self.limits.statement(), query.fetch_all(session.connection())).await?;
+        let rows = statement(&self.patience(), query.fetch_all(session.connection())).await?;
         session.end();
         Ok(rows)
     }
@@ -148,7 +173,7 @@ impl Database {
     /// Begins a transaction that reads what is committed, statement by statement.
     pub(super) async fn begin(&self) -> Result<Transaction, StoreError> {
         let mut session = self.session().await?;
-        statement(self.limits.statement(), sqlx::raw_sql("BEGIN").execute(session.connection())).await?;
+        statement(&self.patience(), sqlx::raw_sql("BEGIN").execute(session.connection())).await?;
         Ok(Transaction { session })
     }
 
@@ -162,7 +187,7 @@ pub(super) struct Session {
     connection: PoolConnection<Postgres>,
     is_sound: bool,
     in_use: Arc<AtomicU32>,
-    statement: Duration,
+    patience: Patience,
 }
 
 impl Session {
@@ -170,9 +195,9 @@ impl Session {
         &mut self.connection
     }
 
-    /// How long a client waits for one statement.
-    pub(super) fn statement_limit(&self) -> Duration {
-        self.statement
+    /// How long to wait for one statement.
+    pub(super) fn patience(&self) -> Patience {
+        self.patience.clone()
     }
 
     /// Gives the connection back for others to use: all that was begun on it has come to its end.
@@ -201,9 +226,9 @@ impl Transaction {
         self.session.connection()
     }
 
-    /// How long a client waits for one statement.
-    pub(super) fn statement_limit(&self) -> Duration {
-        self.session.statement_limit()
+    /// How long to wait for one statement.
+    pub(super) fn patience(&self) -> Patience {
+        self.session.patience()
     }
 
     /// Makes it durable. Where this fails, [`StoreError::Unavailable`] says whether it is known that nothing was written.
@@ -211,23 +236,23 @@ impl Transaction {
     /// The server waits for its synchronous standbys, where it has any, as long as it takes: a limit there would end the wait, and not
     /// the commit.
     pub(super) async fn commit(mut self) -> Result<(), CommitFailure> {
-        let limit = self.session.statement_limit();
+        let patience = self.patience();
         let statements = sqlx::raw_sql("SET LOCAL statement_timeout = 0; COMMIT");
-        match timeout(limit, statements.execute(self.session.connection())).await {
+        match patience.hold(statements.execute(self.session.connection())).await {
             Ok(Ok(_)) => {
                 self.session.end();
                 Ok(())
             }
             Ok(Err(error)) if was_rolled_back(&error) => Err(CommitFailure::NotWritten(error.into())),
             Ok(Err(error)) => Err(CommitFailure::Unknown(StoreError::from(error))),
-            Err(_) => Err(CommitFailure::Unknown(silent(limit))),
+            Err(given_up) => Err(CommitFailure::Unknown(given_up)),
         }
     }
 
     /// Undoes it. Does not fail: a connection that can't say so is closed, which undoes it too.
     pub(super) async fn rollback(mut self) {
-        let limit = self.session.statement_limit();
-        if let Ok(Ok(_)) = timeout(limit, sqlx::raw_sql("ROLLBACK").execute(self.session.connection())).await {
+        let patience = self.patience();
+        if let Ok(Ok(_)) = patience.hold(sqlx::raw_sql("ROLLBACK").execute(self.session.connection())).await {
             self.session.end();
         }
     }
@@ -262,18 +287,18 @@ fn was_rolled_back(error: &sqlx::Error) -> bool {
 
 /// Holds one statement against the clock.
 pub(super) async fn statement<T>(
-    limit: Duration,
+    patience: &Patience,
     run: impl Future<Output = Result<T, sqlx::Error>>,
 ) -> Result<T, StoreError> {
-    within(limit, async { run.await.map_err(StoreError::from) }).await
+    within(patience, async { run.await.map_err(StoreError::from) }).await
 }
 
 /// Holds all that a connection is used for against the clock.
 pub(super) async fn within<T, E: From<StoreError>>(
-    limit: Duration,
+    patience: &Patience,
     run: impl Future<Output = Result<T, E>>,
 ) -> Result<T, E> {
-    timeout(limit, run).await.unwrap_or_else(|_| Err(silent(limit).into()))
+    patience.hold(run).await?
 }
 
 fn silent(limit: Duration) -> StoreError {

@@ -55,23 +55,16 @@ const RETIRED: Packed = Packed {
     parse: packed::retired_secrets,
 };
 
-/// How many secrets there are, about: as densely as they were when the table was last looked through, or as is usual.
-const EXPECTED: &str = "
-    SELECT sum(CASE WHEN reltuples > 0 AND relpages > 0
-        THEN reltuples / relpages * (pg_relation_size(oid) / current_setting('block_size')::bigint)
-        ELSE pg_relation_size(oid) / 400 END)::bigint
-    FROM pg_class WHERE oid IN ('keys'::regclass, 'retired_secrets'::regclass)";
-
 pub(super) async fn load(database: &Database, sink: mpsc::Sender<Loaded>) -> Result<LogPosition, StoreError> {
     let (mut first, snapshot, position) = begin_snapshot(database).await?;
-    let limit = first.statement_limit();
-    let expected = sqlx::query_scalar(EXPECTED);
-    let secrets: i64 = statement(limit, expected.fetch_one(first.connection())).await?;
+    let patience = first.patience();
+    let expected = sqlx::query_scalar("SELECT (SELECT count(*) FROM keys) + (SELECT count(*) FROM retired_secrets)");
+    let secrets: i64 = statement(&patience, expected.fetch_one(first.connection())).await?;
     if sink.send(Loaded::SecretsExpected(usize::try_from(secrets).unwrap_or(0))).await.is_err() {
         return Ok(position);
     }
     let plans = sqlx::query("SELECT id, revision, body FROM plans ORDER BY id").fetch_all(first.connection());
-    let plans = statement(limit, plans).await?.iter().map(read::plan_row).collect::<Result<_, _>>()?;
+    let plans = statement(&patience, plans).await?.iter().map(read::plan_row).collect::<Result<_, _>>()?;
     if sink.send(Loaded::Plans(plans)).await.is_err() {
         return Ok(position);
     }
@@ -86,7 +79,7 @@ pub(super) async fn load(database: &Database, sink: mpsc::Sender<Loaded>) -> Res
         sessions = send_table(table, sessions, &interned, &sink).await?;
     }
     for mut session in sessions {
-        statement(limit, sqlx::raw_sql("COMMIT").execute(session.connection())).await?;
+        statement(&patience, sqlx::raw_sql("COMMIT").execute(session.connection())).await?;
         session.end();
     }
     Ok(position)
@@ -95,27 +88,26 @@ pub(super) async fn load(database: &Database, sink: mpsc::Sender<Loaded>) -> Res
 /// A connection that sees one state, by what others can see the same, and which it is.
 async fn begin_snapshot(database: &Database) -> Result<(Session, String, LogPosition), StoreError> {
     let mut session = database.session().await?;
-    let limit = session.statement_limit();
+    let patience = session.patience();
     begin(&mut session, None).await?;
     let row = sqlx::query(
         "SELECT pg_export_snapshot(), s.revision, c.stamp FROM sequence AS s JOIN commits AS c ON c.revision = s.revision
          WHERE s.id = 1",
     );
-    let row = statement(limit, row.fetch_one(session.connection())).await?;
+    let row = statement(&patience, row.fetch_one(session.connection())).await?;
     let position = LogPosition { revision: Revision::new(row.try_get(1)?), stamp: row.try_get(2)? };
     Ok((session, row.try_get(0)?, position))
 }
 
 async fn begin(session: &mut Session, snapshot: Option<&str>) -> Result<(), StoreError> {
     let waits = RECEIVER_TIMEOUT.as_millis();
-    let mut sql = String::from("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;");
-    if let Some(snapshot) = snapshot {
-        // What the server made of digits and dashes.
-        sql.push_str(&format!("SET TRANSACTION SNAPSHOT '{snapshot}';"));
-    }
-    sql.push_str(&format!("SET LOCAL idle_in_transaction_session_timeout = {waits}"));
-    let limit = session.statement_limit();
-    statement(limit, sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(session.connection())).await?;
+    // What the server made of digits and dashes.
+    let take = snapshot.map_or_else(String::new, |snapshot| format!("SET TRANSACTION SNAPSHOT '{snapshot}';"));
+    let sql = format!(
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {take} SET LOCAL idle_in_transaction_session_timeout = {waits}"
+    );
+    let patience = session.patience();
+    statement(&patience, sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(session.connection())).await?;
     Ok(())
 }
 
@@ -127,8 +119,8 @@ async fn send_table(
     sink: &mpsc::Sender<Loaded>,
 ) -> Result<Vec<Session>, StoreError> {
     let Some(session) = sessions.first_mut() else { return Ok(sessions) };
-    let limit = session.statement_limit();
-    let pages: i64 = statement(limit, sqlx::query_scalar(table.pages).fetch_one(session.connection())).await?;
+    let patience = session.patience();
+    let pages: i64 = statement(&patience, sqlx::query_scalar(table.pages).fetch_one(session.connection())).await?;
     let next = Arc::new(AtomicI64::new(0));
     let mut tasks = JoinSet::new();
     for session in sessions {
@@ -151,7 +143,7 @@ async fn send_chunks(
     mut intern: Intern,
     sink: mpsc::Sender<Loaded>,
 ) -> Result<Session, StoreError> {
-    let limit = session.statement_limit();
+    let patience = session.patience();
     loop {
         let start = next.fetch_add(PAGES_MAX, Ordering::Relaxed);
         if start >= pages {
@@ -159,7 +151,7 @@ async fn send_chunks(
         }
         let end = start.saturating_add(PAGES_MAX);
         let chunk = sqlx::query_scalar(table.chunk).bind(format!("({start},0)")).bind(format!("({end},0)"));
-        let text: Option<String> = statement(limit, chunk.fetch_one(session.connection())).await?;
+        let text: Option<String> = statement(&patience, chunk.fetch_one(session.connection())).await?;
         let Some(text) = text else { continue };
         let parsed = tokio::task::spawn_blocking(move || ((table.parse)(&text, &mut intern), intern));
         let (loaded, returned) = parsed.await.map_err(|error| died(&error))?;

@@ -13,11 +13,17 @@
 mod commit;
 mod database;
 mod error;
+mod hints;
 mod insert_keys;
+mod leases;
 mod load;
 mod open;
+mod operations;
 mod read;
+mod replication;
+mod restating;
 mod schema;
+mod standing;
 mod usage;
 
 use std::ops::Range;
@@ -27,7 +33,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use secrecy::SecretString;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinError;
 
 pub use error::OpenError;
@@ -36,10 +42,13 @@ pub use open::Health;
 pub use schema::Migrated;
 
 use self::database::Database;
+use self::hints::Hints;
+use self::standing::Beats;
 use super::shared::usage::MergedFlush;
 use super::{
-    Closed, Closing, Commit, CommitError, KeyQuery, LeaseBatch, Leased, Loaded, LogPosition, Operation, OperationBatch,
-    RecordError, Recorded, Refund, Store, StoreError, StoredKey, UncertainRow, UsageFlush, UsageQuery,
+    Closed, Closing, Commit, CommitError, Incarnation, KeyQuery, LeaseBatch, Leased, Loaded, LogPosition, Operation,
+    OperationBatch, Poll, Polled, RecordError, Recorded, Refund, Registration, Replica, Replication, Restatement,
+    Store, StoreError, StoredKey, UncertainRow, UsageFlush, UsageQuery,
 };
 use crate::domain::{Account, AccountId, KeyId, OperationId, Plan, PlanId, Revision, Time, UsageRow};
 
@@ -64,8 +73,12 @@ pub struct PostgresOptions {
 #[derive(Debug)]
 pub struct PostgresStore {
     database: Arc<Database>,
-    /// One connection, so that polls never wait for anything else.
+    /// Connections of their own, so that polls never wait for anything else.
     polls: Arc<Database>,
+    /// Commits of one process go one after the other: the server would have them wait too, each with a connection.
+    commits: Arc<Mutex<()>>,
+    beats: Arc<Beats>,
+    hints: Hints,
     log_kept: Duration,
 }
 
@@ -73,7 +86,14 @@ impl PostgresStore {
     /// Opens a database that [`PostgresStore::migrate`] has prepared. Changes nothing.
     pub async fn open(options: &PostgresOptions) -> Result<Self, OpenError> {
         let opened = open::open(options).await?;
-        Ok(Self { database: Arc::new(opened.database), polls: Arc::new(opened.polls), log_kept: options.log_kept })
+        Ok(Self {
+            database: Arc::new(opened.database),
+            polls: Arc::new(opened.polls),
+            commits: Arc::default(),
+            beats: Arc::default(),
+            hints: Hints::new(),
+            log_kept: options.log_kept,
+        })
     }
 
     /// Brings the database's schema to what this version knows. Several may do so at once.
@@ -96,7 +116,11 @@ fn died(error: &JoinError) -> StoreError {
 impl Store for PostgresStore {
     async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
         let (database, log_kept) = (Arc::clone(&self.database), self.log_kept);
-        let written = tokio::spawn(async move { commit::commit(&database, &commit, log_kept).await });
+        let turn = Arc::clone(&self.commits).lock_owned();
+        let written = tokio::spawn(async move {
+            let _turn = turn.await;
+            commit::commit(&database, &commit, log_kept).await
+        });
         written.await.map_err(|error| died(&error))?
     }
 
@@ -147,44 +171,50 @@ impl Store for PostgresStore {
         usage::sums(&self.database, query).await
     }
 
-    async fn lease(&self, _batch: &LeaseBatch) -> Result<Vec<Leased>, StoreError> {
-        Err(absent())
+    async fn lease(&self, batch: &LeaseBatch) -> Result<Vec<Leased>, StoreError> {
+        let (database, beats, batch) = (Arc::clone(&self.database), Arc::clone(&self.beats), batch.clone());
+        let written = tokio::spawn(async move { leases::lease(&database, &beats, &batch).await });
+        written.await.map_err(|error| died(&error))?
     }
 
-    async fn close_leases(&self, _closing: &Closing<'_>) -> Result<Closed, StoreError> {
-        Err(absent())
+    async fn close_leases(&self, closing: &Closing<'_>) -> Result<Closed, StoreError> {
+        leases::close(&self.database, closing).await
     }
 
     async fn uncertain(
         &self,
-        _account: &AccountId,
-        _key: Option<KeyId>,
-        _hours: Range<i64>,
-        _rows_max: u32,
+        account: &AccountId,
+        key: Option<KeyId>,
+        hours: Range<i64>,
+        rows_max: u32,
     ) -> Result<Vec<UncertainRow>, StoreError> {
-        Err(absent())
+        leases::uncertain(&self.database, account, key, hours, rows_max).await
     }
 
     async fn operation(
         &self,
-        _account_id: &AccountId,
-        _id: &OperationId,
-        _now: Time,
+        account_id: &AccountId,
+        id: &OperationId,
+        now: Time,
     ) -> Result<Option<Operation>, StoreError> {
-        Err(absent())
+        operations::operation(&self.database, account_id, id, now).await
     }
 
-    async fn record_operations(&self, _batch: &OperationBatch) -> Result<Vec<Recorded>, RecordError> {
-        Err(RecordError::NotWritten(absent()))
+    async fn record_operations(&self, batch: &OperationBatch) -> Result<Vec<Recorded>, RecordError> {
+        let (database, beats, batch) = (Arc::clone(&self.database), Arc::clone(&self.beats), batch.clone());
+        let written = tokio::spawn(async move { operations::record(&database, &beats, &batch).await });
+        written.await.map_err(|error| RecordError::Unknown(died(&error)))?
     }
 
     async fn refund_operation(
         &self,
-        _account_id: &AccountId,
-        _id: &OperationId,
-        _now: Time,
+        account_id: &AccountId,
+        id: &OperationId,
+        now: Time,
     ) -> Result<Refund, StoreError> {
-        Err(absent())
+        let (database, account_id, id) = (Arc::clone(&self.database), account_id.clone(), id.clone());
+        let written = tokio::spawn(async move { operations::refund(&database, &account_id, &id, now).await });
+        written.await.map_err(|error| died(&error))?
     }
 
     async fn pepper_ids(&self) -> Result<Vec<String>, StoreError> {
@@ -199,12 +229,54 @@ impl Store for PostgresStore {
         read::verify(&self.database).await
     }
 
+    fn replication(&self) -> Option<&dyn Replication> {
+        Some(self)
+    }
+
     async fn close(&self) {
+        self.hints.close();
         self.polls.close().await;
         self.database.close().await;
     }
 }
 
-fn absent() -> StoreError {
-    StoreError::Unavailable("not on PostgreSQL yet".to_owned())
+#[async_trait]
+impl Replication for PostgresStore {
+    async fn register(&self, replica: &Replica) -> Result<Registration, StoreError> {
+        replication::register(&self.database, replica).await
+    }
+
+    async fn poll(&self, poll: &Poll) -> Result<Polled, StoreError> {
+        replication::poll(&self.polls, &self.beats, poll).await
+    }
+
+    async fn depart(&self, incarnation: Incarnation) -> Result<(), StoreError> {
+        replication::depart(&self.database, incarnation).await
+    }
+
+    async fn restate(&self, restatement: &Restatement) -> Result<Vec<KeyId>, StoreError> {
+        restating::restate(&self.database, restatement).await
+    }
+
+    async fn conclude_restating(&self, incarnation: Incarnation, now: Time) -> Result<bool, StoreError> {
+        restating::conclude(&self.database, incarnation, now).await
+    }
+
+    async fn adopt(&self, now: Time) -> Result<Revision, StoreError> {
+        restating::adopt(&self.database, now).await
+    }
+
+    fn reset(&self) {
+        self.database.reset();
+        self.polls.reset();
+    }
+
+    async fn time(&self) -> Result<Time, StoreError> {
+        replication::time(&self.database).await
+    }
+
+    async fn hint(&self) {
+        let database = Arc::clone(&self.database);
+        self.hints.next(move || database.connect_options(), self.database.limits().connect_timeout).await;
+    }
 }

@@ -23,6 +23,8 @@ const VERSION_MIN: i32 = 150_000;
 
 /// Of a process's connections one polls, and one listens.
 const CONNECTIONS_APART: u32 = 2;
+/// Polls that may be under way at once: only where one is not answered is there a second.
+const POLLS_MAX: u32 = 8;
 
 /// A process that has little of the processor is not one that hangs.
 const IDLE_TIMEOUT_MIN: Duration = Duration::from_secs(2);
@@ -93,7 +95,7 @@ pub(super) async fn open(options: &PostgresOptions) -> Result<Opened, OpenError>
     let password_file = password_file(options).map(Path::to_owned);
     Ok(Opened {
         database: Database::new(connect.clone(), limits(shared), password_file.clone()),
-        polls: Database::new(connect, limits(1), password_file),
+        polls: Database::new(connect, limits(POLLS_MAX), password_file),
     })
 }
 

@@ -16,8 +16,8 @@ const FORGOTTEN_MAX: i64 = 1_000;
 
 pub(super) async fn record(database: &Database, flush: &MergedFlush) -> Result<(), StoreError> {
     let mut transaction = database.begin().await?;
-    let limit = transaction.statement_limit() * STATEMENTS_MAX;
-    match within(limit, add(transaction.connection(), flush)).await {
+    let patience = transaction.patience().times(STATEMENTS_MAX);
+    match within(&patience, add(transaction.connection(), flush)).await {
         Ok(()) => Ok(transaction.commit().await?),
         Err(error) => {
             transaction.rollback().await;

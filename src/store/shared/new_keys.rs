@@ -14,9 +14,9 @@ pub(in crate::store) struct NewKey<'a> {
 }
 
 impl<'a> NewKey<'a> {
-    /// The new keys that these writes begin with, of which the first has this place in its commit.
+    /// The new keys among these writes from this place on, up to the first write of another kind.
     pub(in crate::store) fn run(writes: &'a [Write], place: usize) -> Vec<Self> {
-        let keys = (place..).zip(writes).map_while(|(place, write)| match write {
+        let keys = writes.iter().enumerate().skip(place).map_while(|(place, write)| match write {
             Write::InsertKey(key, secret) => Some(NewKey { place, key, secret }),
             Write::UpdateKey { .. }
             | Write::InsertAccount(_)

@@ -44,9 +44,8 @@ async fn apply(connection: &mut SqliteConnection, commit: &Commit) -> Result<Rev
         let place = commit.writes.len() - writes.len();
         writes = rest;
         match write {
-            Write::InsertKey(key, secret) => {
-                let mut new_keys = vec![NewKey { place, key, secret }];
-                new_keys.extend(NewKey::run(rest, place + 1));
+            Write::InsertKey(..) => {
+                let new_keys = NewKey::run(&commit.writes, place);
                 writes = rest.get(new_keys.len() - 1..).unwrap_or(&[]);
                 insert_keys(connection, revision, &new_keys).await?;
             }
