@@ -448,6 +448,11 @@ impl Budget {
         (!self.told_next.is_empty()).then(|| self.tell())
     }
 
+    /// The same where it was called back: the store is told also that nothing is leased but what operations have reserved.
+    pub(super) fn give_up(&mut self) -> Option<Ask> {
+        self.end().or_else(|| (!self.reserved.is_empty()).then(|| self.tell()))
+    }
+
     fn note_spent(&mut self) {
         let Lease { slot, spent, cell, .. } = self.lease;
         self.note(Outcome { slot, cell, spent, returned: 0, over: false });

@@ -439,13 +439,17 @@ fn what_is_called_back_goes_back_whole_but_for_what_is_reserved() {
     let store_has = store.as_ref().unwrap();
     assert_eq!((store_has.available(&budget_rule()), store_has.available_ahead(&budget_rule(), 0)), (980, 1_000));
     assert_eq!((budget.leased(), budget.cover(5), budget.urgency()), (0, Cover::Unknown, Urgency::Soon));
-    // It was told once, and what was reserved can still be put back.
+    // It is told once, and what was reserved can still be put back.
     budget.recall();
-    assert!(round(&mut budget, &mut store, at(59_300), 20).is_none());
+    assert_eq!(round(&mut budget, &mut store, at(59_300), 20).unwrap().settled, []);
     budget.unreserve(reserved, 2);
     budget.want(0);
     round(&mut budget, &mut store, at(59_400), 30);
-    assert_eq!(store.unwrap().available(&budget_rule()) + budget.leased(), 982);
+    assert_eq!(store.as_ref().unwrap().available(&budget_rule()) + budget.leased(), 982);
+    for is_held in [true, false] {
+        budget.recall();
+        assert_eq!(round(&mut budget, &mut store, at(59_500), 40).is_some(), is_held);
+    }
 }
 
 fn budget_rule() -> Rule {
