@@ -124,6 +124,22 @@ need_unpacked() {
   }
 }
 
+# PostgreSQL's server, whose tests start servers of their own; and not the one that Debian's package would make and start. Any
+# version that Tollgate takes will do.
+need_postgres() {
+  local found=(/usr/lib/postgresql/*/bin/initdb) config=/etc/postgresql-common/createcluster.conf
+  if have initdb || [ -x "${found[0]}" ]; then
+    return
+  fi
+  need_debian "runs the database that replicas share" pg_createcluster=postgresql-common
+  as_root sed -i 's/^#\?create_main_cluster .*/create_main_cluster = false/' "$config" ||
+    say "$config can't be changed; a server of Debian's will run beside those of the tests"
+  need_debian "runs the database that replicas share" initdb=postgresql
+}
+
+# A library that tells a program another time.
+need_faketime() { need_debian "gives a replica a wrong clock" faketime=faketime; }
+
 need_promtool() { need_unpacked "checks the metrics page" promtool prometheus usr/bin/promtool; }
 need_nginx() { need_unpacked "an edge that asks Tollgate" nginx nginx usr/sbin/nginx; }
 need_caddy() { need_unpacked "an edge that asks Tollgate" caddy caddy usr/bin/caddy; }

@@ -7,6 +7,7 @@ mod support;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use support::postgres::Postgres;
 use support::{Bearer, GLANCE, Home, Keys, PATIENCE, Server, stopwatch};
 use tokio::task::JoinSet;
 use tollgate::ambient::Clock;
@@ -55,6 +56,9 @@ const OWN: [Row; 6] = [
 /// For several keys; they divide the requests evenly.
 const SHARED: [Row; 3] = [row(1, 100, 1, 50, 200), row(1, 1_000, 3, 1_000, 1_000), row(1, 3_000, 7, 100, 300)];
 
+/// For replicas that share a database.
+const REPLICATED: [Row; 3] = [row(3, 100, 1, 100, 300), row(5, 500, 10, 20, 100), row(3, 1, 1, 1_000, 1_000)];
+
 /// Where the units are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Budget {
@@ -99,31 +103,49 @@ impl Budget {
     }
 }
 
-/// The processes of one store. The embedded one has one.
+/// The processes of one store. The embedded one has one, and PostgreSQL any number.
 struct Cluster {
     servers: Vec<Server>,
     home: Home,
+    _postgres: Option<Postgres>,
 }
 
 impl Cluster {
-    async fn start(nodes: usize) -> Self {
-        assert_eq!(nodes, 1, "the embedded store belongs to one process");
-        let home = Home::new();
-        let servers = vec![home.serve(&["--usage-flush-interval=100ms"])];
+    /// Nothing, and a word about it, where it takes PostgreSQL and there is none.
+    async fn start(nodes: usize) -> Option<Self> {
+        let flush = "--usage-flush-interval=100ms";
+        let (home, servers, postgres) = if nodes == 1 {
+            let home = Home::new();
+            let servers = vec![home.serve(&[flush])];
+            (home, servers, None)
+        } else {
+            let postgres = Postgres::start()?;
+            let database = postgres.new_database();
+            let home = Home { token: database.bootstrap(), ..Home::empty() };
+            let access = database.access();
+            // They stand still for as long as it takes until all have asked.
+            let flags = [flush, "--replicas-fence=1m", &access[0], &access[1]];
+            let servers = (0..nodes).map(|_| home.serve(&flags)).collect();
+            (home, servers, Some(postgres))
+        };
         let mut plans = PlanServiceClient::with_interceptor(servers[0].channel().await, Bearer::new(&home.token));
         let plan = Plan { id: PLAN.into(), api_access: true, ..Plan::default() };
         plans.create_plan(CreatePlanRequest { plan: Some(plan) }).await.unwrap();
-        Self { servers, home }
+        Some(Self { servers, home, _postgres: postgres })
     }
 
     /// Connections to all nodes, in turn, on which calls have been answered, so that as many streams are open at once as the
     /// server allows.
-    async fn clients(&self, id: &str) -> Vec<Keys> {
+    async fn clients(&self, subject: &Subject) -> Vec<Keys> {
         let mut clients = Vec::new();
         for _ in 0..CONNECTIONS {
             for server in &self.servers {
                 let mut client = server.keys(&self.home.token).await;
-                client.get_key(GetKeyRequest { id: id.to_owned() }).await.unwrap();
+                let key = subject.keys[0].1.clone();
+                let min_revision = subject.revision;
+                let request =
+                    CheckKeyRequest { key, mode: Mode::Peek.into(), min_revision, ..CheckKeyRequest::default() };
+                client.check_key(request).await.unwrap();
                 clients.push(client);
             }
         }
@@ -136,6 +158,8 @@ struct Subject {
     account_id: String,
     /// Ids and secrets.
     keys: Vec<(String, String)>,
+    /// At which all of it exists.
+    revision: i64,
 }
 
 impl Subject {
@@ -153,14 +177,15 @@ impl Subject {
         let made = accounts.create_account(CreateAccountRequest { account: Some(account) }).await.unwrap();
         let account_id = made.into_inner().id;
         let mut client = server.keys(token).await;
-        let mut made = Vec::new();
+        let (mut made, mut revision) = (Vec::new(), 0);
         for number in 0..keys {
             let limits = budget.limits(Level::Key, row.credits);
             let key = Key { account_id: account_id.clone(), name: format!("k{number}"), limits, ..Key::default() };
             let answer = client.create_key(CreateKeyRequest { key: Some(key) }).await.unwrap().into_inner();
+            revision = answer.revision;
             made.push((answer.key.unwrap().id, answer.secret));
         }
-        Self { account_id, keys: made }
+        Self { account_id, keys: made, revision }
     }
 }
 
@@ -176,7 +201,7 @@ type Answers = Vec<Vec<CheckKeyResponse>>;
 
 /// Sends the checks. As many as the row says are under way before the first of them is answered.
 async fn check_all(cluster: &Cluster, subject: &Subject, row: Row) -> Answers {
-    let clients = cluster.clients(&subject.keys[0].0).await;
+    let clients = cluster.clients(subject).await;
     let secrets: Arc<[String]> = subject.keys.iter().map(|(_, secret)| secret.clone()).collect();
     let (next, asked) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     cluster.servers.iter().for_each(Server::hang);
@@ -270,16 +295,18 @@ async fn assert_left(cluster: &Cluster, key: &(String, String), row: Row, budget
 /// What is counted once all of it is in the store: each check, and what those that were admitted cost in credits.
 async fn assert_counted(cluster: &Cluster, subject: &Subject, row: Row, budget: Budget, answers: &Answers) {
     let asked_at = Clock::system().now().millis();
-    let mut operator = cluster.servers[0].keys(&cluster.home.token).await;
     let request =
         GetUsageRequest { account_id: subject.account_id.clone(), group_by_key: true, ..GetUsageRequest::default() };
     let mut usage = GetUsageResponse::default();
-    until("usage up to now", async || {
-        usage = operator.get_usage(request.clone()).await.unwrap().into_inner();
-        let as_of = usage.as_of.map_or(0, |as_of| as_of.seconds * 1_000 + i64::from(as_of.nanos) / 1_000_000);
-        as_of > asked_at
-    })
-    .await;
+    for server in &cluster.servers {
+        let mut operator = server.keys(&cluster.home.token).await;
+        until("usage up to now", async || {
+            usage = operator.get_usage(request.clone()).await.unwrap().into_inner();
+            let as_of = usage.as_of.map_or(0, |as_of| as_of.seconds * 1_000 + i64::from(as_of.nanos) / 1_000_000);
+            as_of > asked_at
+        })
+        .await;
+    }
     let count = |answers: &mut dyn Iterator<Item = &CheckKeyResponse>| {
         let (admitted, all) = answers.fold((0, 0), |(admitted, all), one| (admitted + i64::from(one.allowed), all + 1));
         (all, admitted, all - admitted, if budget == Budget::Credits { admitted * row.cost } else { 0 })
@@ -298,7 +325,7 @@ async fn assert_counted(cluster: &Cluster, subject: &Subject, row: Row, budget: 
 }
 
 async fn run(rows: &[Row], budgets: &[Budget], keys: usize) {
-    let cluster = Cluster::start(rows[0].nodes).await;
+    let Some(cluster) = Cluster::start(rows[0].nodes).await else { return };
     for (row, budget) in rows.iter().flat_map(|row| budgets.iter().map(move |budget| (*row, *budget))) {
         assert_eq!((row.nodes, row.requests % keys), (cluster.servers.len(), 0));
         let subject = Subject::make(&cluster, row, budget, keys).await;
@@ -338,12 +365,19 @@ async fn keys_share_what_is_their_accounts_and_nothing_else() {
     run(&SHARED, &budgets, 5).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_spend_what_they_share_to_the_unit() {
+    for row in REPLICATED {
+        run(&[row], &[Budget::Credits, Budget::Key(FIXED), Budget::Pool(SLIDING)], 1).await;
+    }
+}
+
 /// While checks go on, no answer says more or less than what was asked before it and could be asked until it: those of limits and
 /// credits at once, the usage report up to the time that it names.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_agree_while_checks_go_on() {
     const CAPACITY: i64 = 1_000_000;
-    let cluster = Cluster::start(1).await;
+    let Some(cluster) = Cluster::start(1).await else { return };
     let (server, token) = (&cluster.servers[0], &cluster.home.token);
     let subject = Subject::make(&cluster, row(1, CAPACITY, 1, 4, 0), Budget::Credits, 1).await;
     let (id, secret) = subject.keys[0].clone();

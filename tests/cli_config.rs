@@ -111,7 +111,7 @@ fn a_wrong_value_is_named_with_its_place_and_what_is_allowed() {
         ("server", "grpc_adr = \"127.0.0.1:1\"", "unknown; did you mean `server.grpc_addr`?"),
         ("server", "database = \"sqlite:x\"", "unknown; did you mean `store.database`?"),
         ("server.tls", "cert_file = \"\"", "expected the path of a file"),
-        ("store", "database = \"postgres://u:hunter2@h/db\"", "PostgreSQL is not supported yet"),
+        ("store", "database = \"postgres://u:hunter2 @h/db\"", "this is no URL of a PostgreSQL database"),
         ("store", "database = \"mysql://u:hunter2@h/db\"", "this kind of database is not supported"),
         ("store", "database = \"sqlite::memory:\"", "is not allowed; expected `sqlite:PATH`"),
         ("store", "database = \"t.sqlite\"", "is not allowed; expected `sqlite:PATH`"),

@@ -1,10 +1,11 @@
-//! How fast the embedded store is, with as many keys as `TOLLGATE_BENCH_LOAD` says:
+//! How fast a store is, with as many keys as `TOLLGATE_BENCH_LOAD` says:
 //!
 //! ```sh
 //! TOLLGATE_BENCH_LOAD=1000000 cargo test --release --test store_bench -- --nocapture
 //! ```
 //!
-//! `TOLLGATE_BENCH_FOLDER` says on which disk.
+//! It is the embedded one, and `TOLLGATE_BENCH_FOLDER` says on which disk; or where `TOLLGATE_BENCH_DATABASE` is the URL of an empty
+//! PostgreSQL database, that one.
 
 #![cfg(test)]
 
@@ -12,11 +13,13 @@
 #[expect(dead_code, reason = "the contract's cases use more of it")]
 mod records;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tollgate::domain::{Activity, Environment, Key, Policy, Scope, UsageDelta, Verdict};
+use tollgate::store::postgres::{PostgresOptions, PostgresStore};
 use tollgate::store::sqlite::{OpenMode, SqliteStore};
 use tollgate::store::{AuditEvent, Commit, KeyQuery, Loaded, SharedStore, UsageFlush, UsageOf, UsageQuery, Write};
 
@@ -223,23 +226,44 @@ async fn bench() {
         return;
     };
     let keys: u64 = keys.parse().unwrap();
+    if let Ok(url) = std::env::var("TOLLGATE_BENCH_DATABASE") {
+        return measure(keys, || on_server(&url)).await;
+    }
     let folder = match std::env::var_os("TOLLGATE_BENCH_FOLDER") {
         Some(folder) => tempfile::tempdir_in(folder).unwrap(),
         None => tempfile::tempdir().unwrap(),
     };
     let path = folder.path().join("tollgate.db");
-    let store: SharedStore = Arc::new(SqliteStore::open(&path, OpenMode::Create).await.unwrap());
+    measure(keys, || in_file(&path)).await;
+    let kilobytes = u32::try_from(path.metadata().unwrap().len() / 1_000).unwrap();
+    println!("{:<52} {:>9.1} MB", "the file", f64::from(kilobytes) / 1_000.0);
+}
+
+async fn in_file(path: &Path) -> SharedStore {
+    Arc::new(SqliteStore::open(path, OpenMode::Create).await.unwrap())
+}
+
+async fn on_server(url: &str) -> SharedStore {
+    let options = PostgresOptions {
+        url: url.into(),
+        password_file: None,
+        connections_max: 8,
+        connect_timeout: Duration::from_secs(5),
+        statement_timeout: Duration::from_mins(1),
+        log_kept: Duration::from_hours(24),
+    };
+    PostgresStore::migrate(&options).await.unwrap();
+    Arc::new(PostgresStore::open(&options).await.unwrap())
+}
+
+async fn measure<F: Future<Output = SharedStore>>(keys: u64, open: impl Fn() -> F) {
+    let store = open().await;
     import(&store, keys).await;
     let start = begin();
     store.close().await;
     report("close", 1, start.elapsed());
-    println!(
-        "{:<52} {:>9.1} MB",
-        "the file",
-        f64::from(u32::try_from(path.metadata().unwrap().len() / 1_000).unwrap()) / 1_000.0
-    );
     let start = begin();
-    let store: SharedStore = Arc::new(SqliteStore::open(&path, OpenMode::Create).await.unwrap());
+    let store = open().await;
     report("open", 1, start.elapsed());
     load(&store, keys).await;
     reads(&store).await;

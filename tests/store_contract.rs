@@ -23,6 +23,10 @@ mod model;
 mod operations;
 #[path = "store_contract/records.rs"]
 mod records;
+#[path = "store_contract/replication.rs"]
+mod replication;
+#[path = "store_contract/shared_leases.rs"]
+mod shared_leases;
 mod support;
 #[path = "store_contract/usage.rs"]
 mod usage;
@@ -140,7 +144,7 @@ fn options(database: &Database) -> PostgresOptions {
         password_file: Some(database.password_file.clone()),
         connections_max: 8,
         connect_timeout: Duration::from_secs(30),
-        statement_timeout: Duration::from_secs(60),
+        statement_timeout: Duration::from_mins(1),
         log_kept: Duration::from_hours(24),
     }
 }
@@ -154,3 +158,66 @@ async fn fresh_postgres() -> Option<((), SharedStore)> {
 
 suite!(sqlite, crate::fresh_sqlite);
 suite!(postgres, crate::fresh_postgres);
+
+/// Stores that share a database, and what else is needed to try them.
+pub(crate) struct Shared {
+    pub(crate) store: SharedStore,
+    database: Database,
+}
+
+impl Shared {
+    /// The store as another process has it.
+    pub(crate) async fn open(&self) -> SharedStore {
+        Arc::new(PostgresStore::open(&options(&self.database)).await.unwrap())
+    }
+
+    /// A connection that no store knows of.
+    pub(crate) async fn connect(&self) -> sqlx::PgConnection {
+        <sqlx::PgConnection as sqlx::Connection>::connect(&self.database.url_with_password()).await.unwrap()
+    }
+
+    /// Runs a statement. Returns its last row, with `|` between values.
+    pub(crate) async fn sql(&self, statement: &str) -> String {
+        let (name, statement) = (self.database.name.clone(), statement.to_owned());
+        let run = move || SERVER.as_ref().unwrap().0.sql(&name, &statement);
+        tokio::task::spawn_blocking(run).await.unwrap()
+    }
+
+    /// Waits until a statement on this database waits for a row.
+    pub(crate) async fn until_one_waits_for_a_lock(&self) {
+        let waiting =
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        while self.sql(waiting).await == "0" {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// An empty store in a database of its own, which others can share.
+async fn fresh_shared() -> Option<((), Shared)> {
+    let (server, template) = SERVER.as_ref()?;
+    let database = server.copy_of(template);
+    let store = Arc::new(PostgresStore::open(&options(&database)).await.unwrap());
+    Some(((), Shared { store, database }))
+}
+
+suite! { shared, crate::fresh_shared:
+    replication::a_poll_tells_what_has_changed,
+    replication::a_thousand_keys_in_one_poll,
+    replication::more_changes_than_one_poll_tells,
+    replication::a_log_that_does_not_reach_back,
+    replication::peers_and_what_they_acknowledge,
+    replication::a_change_that_was_under_way_during_a_poll,
+    replication::another_history_is_noticed,
+    replication::who_is_silent_is_buried_by_one_who_listens,
+    replication::a_burial_waits_for_a_poll_and_a_poll_for_a_burial,
+    replication::a_poll_that_is_given_up_is_in_nobodys_way,
+    replication::hints_come_with_changes_and_after_a_break,
+    replication::polls_while_commits_go_on,
+    shared_leases::units_are_called_back_from_who_holds_them,
+    shared_leases::units_of_who_is_gone_are_elsewhere_until_they_are_closed,
+    shared_leases::who_is_buried_is_refused,
+    shared_leases::nothing_is_granted_by_a_database_that_moved,
+    shared_leases::one_operation_at_once_from_two_processes,
+    shared_leases::crossing_leases_neither_hang_nor_exceed,
+}

@@ -2,10 +2,11 @@
 
 use crate::config::{Config, Database};
 use crate::engine::pepper;
-use crate::store::Store as _;
+use crate::store::Store;
+use crate::store::postgres::{Health, PostgresOptions, PostgresStore};
 use crate::store::sqlite::{OpenError, OpenMode, SqliteStore};
 
-use super::setup::{block_on, database_url};
+use super::setup::{block_on, database_url, postgres_options};
 
 /// One thing that was looked at.
 #[derive(Clone, Debug)]
@@ -69,19 +70,43 @@ fn port(setting: &str, addr: std::net::SocketAddr) -> Finding {
 
 async fn store(config: &Config) -> Vec<Finding> {
     let url = database_url(config);
-    let Database::Sqlite(path) = &config.store.database else {
-        return vec![Finding::wrong(format!("{url}: PostgreSQL is not supported yet"), "")];
-    };
-    if !path.exists() {
-        return vec![Finding::fine(format!(
-            "{url} does not exist yet; `tollgate bootstrap` and `tollgate serve` make it"
-        ))];
+    match &config.store.database {
+        Database::Sqlite(path) if !path.exists() => {
+            vec![Finding::fine(format!("{url} does not exist yet; `tollgate bootstrap` and `tollgate serve` make it"))]
+        }
+        Database::Sqlite(path) => match SqliteStore::open(path, OpenMode::AsItIs).await {
+            Ok(store) => records(&url, &store).await,
+            Err(error @ OpenError::NotMigrated { .. }) => vec![Finding::fine(error.to_string())],
+            Err(error) => vec![Finding::wrong(format!("{url} cannot be opened: {error}"), "")],
+        },
+        Database::Postgres(parsed) => server(&url, &postgres_options(config, parsed)).await,
     }
-    let store = match SqliteStore::open(path, OpenMode::AsItIs).await {
-        Ok(store) => store,
-        Err(error @ OpenError::NotMigrated { .. }) => return vec![Finding::fine(error.to_string())],
-        Err(error) => return vec![Finding::wrong(format!("{url} cannot be opened: {error}"), "")],
+}
+
+/// A server: whether it is reached, which it is, and whether the schema is the right one.
+async fn server(url: &str, options: &PostgresOptions) -> Vec<Finding> {
+    let health = match PostgresStore::look(options).await {
+        Ok(health) => health,
+        Err(error) => return vec![Finding::wrong(format!("{url} cannot be used: {error}"), "")],
     };
+    let Health { version, schema, schema_known, refusal, warnings } = health;
+    let mut findings = vec![Finding::fine(format!(
+        "{url} is PostgreSQL {version}, with schema {schema}; this version of Tollgate knows {schema_known}"
+    ))];
+    findings.extend(warnings.into_iter().map(|warning| Finding::wrong(warning, "")));
+    if let Some(refusal) = refusal {
+        findings.push(Finding::wrong(refusal, ""));
+        return findings;
+    }
+    findings.extend(match PostgresStore::open(options).await {
+        Ok(store) => records(url, &store).await,
+        Err(error) => vec![Finding::wrong(format!("{url} cannot be opened: {error}"), "")],
+    });
+    findings
+}
+
+/// What the store says of its records. Closes it.
+async fn records(url: &str, store: &dyn Store) -> Vec<Finding> {
     let mut findings = vec![match store.revision().await {
         Ok(revision) => Finding::fine(format!("{url} is at revision {}", revision.number())),
         Err(error) => Finding::wrong(error.to_string(), ""),

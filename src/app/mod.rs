@@ -1,5 +1,6 @@
 //! The composition root: puts the parts together, and takes them apart in order.
 
+mod adopt;
 mod dev;
 mod doctor;
 mod plans;
@@ -13,6 +14,7 @@ use secrecy::SecretString;
 use crate::config::{Config, Database};
 use crate::store::postgres::{Migrated, PostgresStore};
 
+pub use adopt::adopt;
 pub use dev::{DevInfo, DevSecrets};
 pub use doctor::{Finding, doctor};
 pub use plans::apply_plans;
@@ -52,8 +54,8 @@ pub fn bootstrap(config: &Config, again: bool) -> Result<Bootstrapped, Failure> 
 
 /// Brings the store's schema up to date, and says what it did.
 pub fn migrate(config: &Config) -> Result<String, Failure> {
+    let database = setup::database_url(config);
     setup::block_on(async {
-        let database = setup::database_url(config);
         if let Database::Postgres(url) = &config.store.database {
             let Migrated { from, to } = PostgresStore::migrate(&setup::postgres_options(config, url)).await?;
             return Ok(if from == to {

@@ -26,7 +26,7 @@ use crate::transport::http::{self, HttpOptions, HttpServer};
 use crate::transport::http_check::{self, HttpCheck};
 use crate::transport::server::{self, ServerHandle, ServerOptions, TlsFiles};
 
-use super::setup::{Parts, block_on, database_url};
+use super::setup::{Parts, block_on, database_url, migrate_empty};
 use super::{DevInfo, Failure, dev};
 
 /// How long callers have, at the end, to see that health says `NOT_SERVING` before connections are told to go.
@@ -60,6 +60,9 @@ pub fn serve(config: &Config, demo: bool, on_ready: impl FnOnce(&Ready)) -> Resu
 
 async fn run(config: &Config, demo: bool, on_ready: impl FnOnce(&Ready)) -> Result<(), Failure> {
     let mut stop = Stop::listen()?;
+    if demo {
+        migrate_empty(config).await?;
+    }
     let parts = Parts::prepare(config, Some(replica(config))).await?;
     let result = serve_parts(config, demo, &parts, &mut stop, on_ready).await;
     parts.close().await;

@@ -28,7 +28,7 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// Opens the store, creating it and bringing its schema up to date where needed. The index is still empty. A process that serves
+    /// Opens the store, creating it and bringing its schema up to date where it is a file. The index is still empty. A process that serves
     /// says how it takes part where several share the store.
     pub(super) async fn prepare(config: &Config, replica: Option<ReplicaOptions>) -> Result<Self, Failure> {
         let clock = Clock::system();
@@ -78,7 +78,7 @@ async fn open_store(config: &Config) -> Result<SharedStore, Failure> {
     }
 }
 
-/// How a PostgreSQL database is reached.
+/// How a database on a server is used.
 pub(super) fn postgres_options(config: &Config, url: &PostgresUrl) -> PostgresOptions {
     let store = &config.store;
     PostgresOptions {
@@ -89,6 +89,16 @@ pub(super) fn postgres_options(config: &Config, url: &PostgresUrl) -> PostgresOp
         statement_timeout: store.statement_timeout,
         log_kept: config.replicas.log_kept,
     }
+}
+
+/// Prepares a database on a server in which there is nothing yet. A file is prepared whenever it is opened.
+pub(super) async fn migrate_empty(config: &Config) -> Result<(), Failure> {
+    let Database::Postgres(url) = &config.store.database else { return Ok(()) };
+    let options = postgres_options(config, url);
+    if PostgresStore::look(&options).await?.schema == 0 {
+        PostgresStore::migrate(&options).await?;
+    }
+    Ok(())
 }
 
 /// Beside the database where that is a file. What is on a server has no place beside it that is this process's own, so there it

@@ -18,6 +18,7 @@ mod out;
 mod plans;
 mod refund;
 mod server;
+mod store;
 mod usage;
 mod values;
 
@@ -79,6 +80,9 @@ enum Command {
         #[command(flatten)]
         config: ConfigArgs,
     },
+    /// Take over, or move, the store as a whole.
+    #[command(subcommand)]
+    Store(store::StoreCommand),
     /// Make, change and end keys.
     #[command(subcommand)]
     Keys(keys::KeysCommand),
@@ -157,6 +161,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Serve { config, dev } => server::serve(&config, dev),
         Command::Bootstrap { config, again } => server::bootstrap(&config, again, output),
         Command::Migrate { config } => server::migrate(&config),
+        Command::Store(command) => store::run(&command),
         Command::Doctor { config } => server::doctor(&config, output),
         Command::Config(command) => config_command::run(&command, output),
         Command::Completions { shell } => completions(shell),
@@ -191,6 +196,7 @@ async fn call(client: &ClientArgs, command: Command, output: Output) -> Outcome 
         Command::Serve { .. }
         | Command::Bootstrap { .. }
         | Command::Migrate { .. }
+        | Command::Store(_)
         | Command::Doctor { .. }
         | Command::Config(_)
         | Command::Completions { .. } => Ok(()),

@@ -167,8 +167,12 @@ pub const KEYS: &[Key] = &[
         rule::DatabaseUrl,
         "The database: a SQLite file, made on first use, or a PostgreSQL database that several processes share."
     ),
-    key!(store.password_file, rule::File, "The password for PostgreSQL, in a file. One in the URL goes before it."),
-    key!(store.pool_max, count(2..=1_000), "Connections to PostgreSQL that one process opens."),
+    key!(
+        store.password_file,
+        rule::File,
+        "The password for PostgreSQL, in the first line of a file that not everybody reads. One in the URL goes before it."
+    ),
+    key!(store.pool_max, count(3..=1_000), "Connections to PostgreSQL that one process opens."),
     key!(store.connect_timeout, seconds(1, 60), "How long connecting to PostgreSQL may take."),
     key!(store.statement_timeout, seconds(1, HOUR), "How long PostgreSQL may work on one statement."),
     key!(

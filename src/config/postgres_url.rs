@@ -27,27 +27,37 @@ impl PostgresUrl {
 
 impl fmt::Display for PostgresUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = self.0.expose_secret();
-        let (address, query) = text.split_once('?').map_or((text, None), |(address, query)| (address, Some(query)));
-        let (scheme, rest) = address.split_once("://").unwrap_or(("postgres", address));
-        let authority_end = rest.find('/').unwrap_or(rest.len());
-        let (authority, path) = rest.split_at(authority_end);
-        match authority.rsplit_once('@') {
-            Some((user, host)) => {
-                let shown = user.split_once(':').map_or_else(|| user.to_owned(), |(user, _)| format!("{user}:***"));
-                write!(f, "{scheme}://{shown}@{host}{path}")?;
-            }
-            None => write!(f, "{address}")?,
+        let text = without_password_parameters(self.0.expose_secret());
+        let (scheme, rest) = text.split_once("://").unwrap_or(("postgres", &text));
+        // Who has not encoded a password may have any sign in it: what precedes the last `@` is not told apart further.
+        match rest.rsplit_once('@') {
+            Some((user, host)) => match user.split_once(':') {
+                Some((user, _)) => write!(f, "{scheme}://{user}:***@{host}"),
+                None => write!(f, "{scheme}://{user}@{host}"),
+            },
+            None => write!(f, "{scheme}://{rest}"),
         }
-        for (place, parameter) in query.into_iter().flat_map(|query| query.split('&')).enumerate() {
-            let shown = match parameter.split_once('=') {
-                Some((name, _)) if name.to_ascii_lowercase().contains("password") => format!("{name}=***"),
-                _ => parameter.to_owned(),
-            };
-            write!(f, "{}{shown}", if place == 0 { '?' } else { '&' })?;
-        }
-        Ok(())
     }
+}
+
+/// With `***` for the values of parameters that hold a password.
+fn without_password_parameters(url: &str) -> String {
+    let mut shown = String::with_capacity(url.len());
+    for (place, part) in url.split_inclusive(['?', '&']).enumerate() {
+        let (parameter, end) = match part.strip_suffix(['?', '&']) {
+            Some(parameter) => (parameter, part.get(parameter.len()..).unwrap_or("")),
+            None => (part, ""),
+        };
+        match parameter.split_once('=') {
+            Some((name, _)) if place > 0 && name.to_ascii_lowercase().contains("password") => {
+                shown.push_str(name);
+                shown.push_str("=***");
+            }
+            _ => shown.push_str(parameter),
+        }
+        shown.push_str(end);
+    }
+    shown
 }
 
 impl fmt::Debug for PostgresUrl {
@@ -74,6 +84,8 @@ mod tests {
             ("postgres://u:canary@h:5432/db", "postgres://u:***@h:5432/db"),
             ("postgresql://u:can@ary@h/db?sslmode=require", "postgresql://u:***@h/db?sslmode=require"),
             ("postgres://u@h/db?password=canary&a=b", "postgres://u@h/db?password=***&a=b"),
+            ("postgres://u:ca/na?ry=&@@h/db", "postgres://u:***@h/db"),
+            ("postgres://u:x@h/db?PassWord=ca@nary&a=b", "postgres://u:***@h/db?PassWord=***&a=b"),
             ("postgres://h", "postgres://h"),
             ("postgres:///db?host=/run/postgresql", "postgres:///db?host=/run/postgresql"),
         ];

@@ -6,6 +6,7 @@ use crate::domain::{BudgetId, Environment};
 use crate::store::Incarnation;
 
 use super::Engine;
+use super::meter::KeyMeter;
 
 const ENVIRONMENTS: [Environment; 2] = [Environment::Live, Environment::Test];
 
@@ -23,16 +24,18 @@ impl Engine {
         let (_asking, round) = self.leases.interrupt().await;
         // What is granted from now on is granted after all of these have been forgotten, and after the name has changed.
         self.index.for_each_key(|entry| {
-            entry.with_made_meter(|meter| meter.forget());
+            entry.with_made_meter(KeyMeter::forget);
         });
         self.index.for_each_account(|account| {
-            ENVIRONMENTS.into_iter().for_each(|environment| account.meter(environment).forget());
+            for environment in ENVIRONMENTS {
+                account.meter(environment).forget();
+            }
         });
         self.leases.go_on(round, incarnation);
     }
 
     /// What was granted of every budget that the store was asked for and whose window is still open: at least all that this process
-    /// was granted, to be spent now or in the next slot, and has not given back.
+    /// was granted, to be spent now or in the next slot, and has not given back. The same budget may come more than once.
     #[must_use]
     pub fn remembered_budgets(&self) -> Vec<(BudgetId, State)> {
         let now = self.clock.now();

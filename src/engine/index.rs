@@ -205,9 +205,9 @@ impl Index {
         });
     }
 
-    /// Visits every key.
+    /// Visits every key at least once, whatever is changed meanwhile.
     pub(super) fn for_each_key(&self, mut visit: impl FnMut(&Arc<KeyEntry>)) {
-        self.secrets.pin().values().filter(|found| !found.retired).for_each(|found| visit(&found.entry));
+        self.secrets.pin().values().for_each(|found| visit(&found.entry));
     }
 
     /// Visits every account.

@@ -25,6 +25,8 @@ mod fence;
 mod forget;
 mod import;
 mod index;
+#[cfg(test)]
+mod index_tests;
 mod joint;
 mod key;
 mod key_read;
@@ -55,7 +57,7 @@ use crate::ambient::Clock;
 use crate::decision::secret::{Brand, Hasher};
 use crate::domain::Revision;
 use crate::journal::Journal;
-use crate::store::{Commit, CommitError, Incarnation, SharedStore, StoreError, Uncertain};
+use crate::store::{Commit, CommitError, SharedStore, StoreError, Uncertain};
 
 pub use account::AccountPatch;
 pub use adjust::{Adjusted, CreditAdjustment};
@@ -119,8 +121,6 @@ pub struct Engine {
     usage: usage::UsageBuffer,
     attempts: attempt::Attempts,
     leases: lease::LeaseDesk,
-    /// Which process this is, also where it goes on under another name for its leases.
-    origin: Incarnation,
     journal: OnceLock<Journal>,
     operations: operation_desk::OperationDesk,
     /// Held from the first read of a change until it is in the index, so that revisions are applied in their order. Nothing
@@ -141,8 +141,8 @@ impl Engine {
     #[must_use]
     pub fn new(store: SharedStore, clock: Clock, options: Options) -> Self {
         let incarnation = Self::draw_incarnation(&clock);
-        let share = options.replica.clone().filter(|_| store.replication().is_some()).map(replica::Share::new);
         let shared = store.replication().is_some();
+        let share = options.replica.clone().filter(|_| shared).map(replica::Share::new);
         Self {
             store,
             clock,
@@ -150,10 +150,9 @@ impl Engine {
             hasher: options.hasher.clone(),
             options,
             index: index::Index::new(),
-            usage: usage::UsageBuffer::default(),
+            usage: usage::UsageBuffer::new(incarnation),
             attempts: attempt::Attempts::new(),
             leases: lease::LeaseDesk::new(incarnation, shared),
-            origin: incarnation,
             journal: OnceLock::new(),
             operations: operation_desk::OperationDesk::new(),
             changing: tokio::sync::Mutex::new(()),

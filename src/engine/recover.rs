@@ -24,7 +24,7 @@ impl Engine {
         }
         if let Some(opened) = opened {
             // It is the first to be set: nobody is served yet.
-            _ = self.journal.set(begin(&opened, self.origin)?);
+            _ = self.journal.set(begin(&opened, self.incarnation())?);
         }
         Ok(())
     }

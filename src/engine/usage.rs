@@ -29,8 +29,11 @@ const UNCERTAIN_ROWS_MAX: u32 = 1_000;
 const BUCKETS_MAX: usize = 10_000;
 
 /// The keys that were used since the last flush.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct UsageBuffer {
+    /// What names this process's flushes, from its start to its end: what it leases may come to be under another name, but its journal
+    /// has only this one.
+    process: Incarnation,
     queue: Mutex<Vec<Arc<KeyEntry>>>,
     flushing: tokio::sync::Mutex<Flushing>,
     as_of: Mutex<Option<Time>>,
@@ -54,6 +57,10 @@ struct Pending {
 }
 
 impl UsageBuffer {
+    pub(super) fn new(process: Incarnation) -> Self {
+        Self { process, queue: Mutex::default(), flushing: tokio::sync::Mutex::default(), as_of: Mutex::default() }
+    }
+
     pub(super) fn enqueue(&self, entry: Arc<KeyEntry>) {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
     }
@@ -89,7 +96,7 @@ impl Engine {
         for chunk in entries.chunks(FLUSH_ROWS_MAX) {
             flushing.number += 1;
             let number = flushing.number;
-            flushing.pending.push_back(collect(flush_id(self.origin, number), number, chunk, now));
+            flushing.pending.push_back(collect(flush_id(self.usage.process, number), number, chunk, now));
         }
         written += self.write_pending(&mut flushing).await?;
         Ok(written)

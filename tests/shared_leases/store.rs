@@ -53,7 +53,7 @@ impl Books {
     }
 
     /// Takes units out of a lease, which must be there.
-    fn take(&mut self, row: Row, units: u64) {
+    fn take(&mut self, row: &Row, units: u64) {
         if units > 0 {
             let leased = self.leases.entry(row.clone()).or_default();
             *leased = leased.checked_sub(units).unwrap_or_else(|| panic!("more is settled than was leased: {row:?}"));
@@ -68,7 +68,7 @@ impl Books {
         state.advance(&ask.rule, &ask.zone, now);
         for one in &ask.settled {
             state.give_back(one.slot, one.returned);
-            self.take((by.0, id.clone(), one.slot.number(), one.cell), one.spent + one.returned);
+            self.take(&(by.0, id.clone(), one.slot.number(), one.cell), one.spent + one.returned);
         }
         if ask.recalled {
             assert_eq!((ask.wanted, ask.ahead), (0, 0), "what was called back is not taken again at once");
@@ -109,12 +109,15 @@ pub(crate) struct SharedBooks {
     hint: tokio::sync::Notify,
     /// Held by a test that has operations wait.
     pub(crate) gate: tokio::sync::Mutex<()>,
+    /// Told when one is there.
+    pub(crate) at_gate: tokio::sync::Notify,
 }
 
 impl SharedBooks {
     pub(crate) fn new(inner: SharedStore, clock: Clock) -> Arc<Self> {
-        let (books, hint, gate) = (Mutex::default(), tokio::sync::Notify::new(), tokio::sync::Mutex::default());
-        Arc::new(Self { inner, clock, books, hint, gate })
+        let notify = tokio::sync::Notify::new;
+        let (books, gate) = (Mutex::default(), tokio::sync::Mutex::default());
+        Arc::new(Self { inner, clock, books, hint: notify(), gate, at_gate: notify() })
     }
 
     pub(crate) fn books(&self) -> MutexGuard<'_, Books> {
@@ -130,7 +133,8 @@ impl Replication for SharedBooks {
 
     async fn poll(&self, poll: &Poll) -> Result<Polled, StoreError> {
         let books = self.books();
-        let standing = if books.require_open(poll.incarnation).is_ok() { Standing::Registered } else { Standing::Buried };
+        let standing =
+            if books.require_open(poll.incarnation).is_ok() { Standing::Registered } else { Standing::Buried };
         let recalled = books.recalls.iter().filter(|(by, _)| *by == poll.incarnation.0);
         let recalled = recalled.map(|(_, budget)| budget.clone()).collect();
         let (time, changes) = (self.clock.now(), Changes::Records(ChangedRecords::default()));
@@ -156,6 +160,8 @@ impl Replication for SharedBooks {
     async fn time(&self) -> Result<Time, StoreError> {
         Ok(self.clock.now())
     }
+
+    fn reset(&self) {}
 
     async fn hint(&self) {
         self.hint.notified().await;
@@ -184,14 +190,14 @@ impl Store for SharedBooks {
     }
 
     async fn record_operations(&self, batch: &OperationBatch) -> Result<Vec<Recorded>, RecordError> {
+        self.at_gate.notify_one();
         let _gate = self.gate.lock().await;
         {
             let mut books = self.books();
             books.require_open(batch.incarnation).map_err(RecordError::NotWritten)?;
             for charge in batch.operations.iter().flat_map(|named| &named.operation.charges) {
-                let row =
-                    (batch.incarnation.0, charge.budget.as_str().to_owned(), charge.slot.number(), charge.cell);
-                books.take(row, charge.units);
+                let row = (batch.incarnation.0, charge.budget.as_str().to_owned(), charge.slot.number(), charge.cell);
+                books.take(&row, charge.units);
             }
         }
         self.inner.record_operations(batch).await

@@ -17,7 +17,7 @@ use std::thread;
 
 use tempfile::TempDir;
 
-use super::{dice, eventually, said, signal, skipped};
+use super::{dice, eventually, run, said, signal, skipped, text, tollgate};
 
 /// The oldest version that Tollgate takes.
 const VERSION_MIN: u32 = 15;
@@ -117,7 +117,7 @@ pub(crate) struct Database {
     pub(crate) name: String,
     /// Holds the password of [`OWNER`].
     pub(crate) password_file: PathBuf,
-    addr: SocketAddr,
+    pub(crate) addr: SocketAddr,
 }
 
 impl Database {
@@ -129,6 +129,25 @@ impl Database {
     /// The same, on the way over a proxy that listens there.
     pub(crate) fn url_through(&self, addr: SocketAddr) -> String {
         format!("postgres://{OWNER}@{addr}/{}", self.name)
+    }
+
+    /// Flags with which a command reaches it.
+    pub(crate) fn access(&self) -> [String; 2] {
+        self.access_through(self.addr)
+    }
+
+    /// The same, on the way over a proxy that listens there.
+    pub(crate) fn access_through(&self, addr: SocketAddr) -> [String; 2] {
+        let password_file = self.password_file.display();
+        [format!("--database={}", self.url_through(addr)), format!("--password-file={password_file}")]
+    }
+
+    /// Makes the tables and the first operator key, whose secret is returned.
+    pub(crate) fn bootstrap(&self) -> String {
+        text(&run(tollgate(&["migrate"]).args(self.access()), ""));
+        let made = text(&run(tollgate(&["bootstrap", "--output=json"]).args(self.access()), ""));
+        let made: serde_json::Value = serde_json::from_str(&made).unwrap();
+        made["secret"].as_str().unwrap().to_owned()
     }
 
     /// With the password.
@@ -448,7 +467,7 @@ fn copy_all(from: &Path, to: &Path) {
 }
 
 /// A port below those that the system gives to clients, so that it is still free after a restart.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let mut port = 0;
     eventually("a free port", || {
         port = u16::try_from(20_000 + dice(12_000)).unwrap();

@@ -142,7 +142,7 @@ impl Database {
         }
         StoreError::Unavailable(if self.in_use.load(Ordering::Relaxed) >= connections_max {
             format!(
-                "all of its {connections_max} connections were busy for {connect_timeout:?}; raise `store.connections_max`, or \
+                "all of its {connections_max} connections were busy for {connect_timeout:?}; raise `store.pool_max`, or \
                  find out what keeps the server so long"
             )
         } else {

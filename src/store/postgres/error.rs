@@ -144,13 +144,16 @@ impl OpenError {
                 _ => {}
             }
         }
-        match error {
-            sqlx::Error::Tls(cause) => Self::Tls { place, cause: cause.to_string() },
-            // What rustls finds wrong with a certificate comes as an error of the stream.
-            sqlx::Error::Io(error) if error.kind() == std::io::ErrorKind::InvalidData => {
-                Self::Tls { place, cause: error.to_string() }
-            }
-            error => Self::from_store(place, StoreError::from(error)),
+        // What rustls finds wrong with a certificate comes as an error of the stream.
+        #[expect(clippy::wildcard_enum_match_arm, reason = "the kinds are many, and grow")]
+        let broken_tls = match &error {
+            sqlx::Error::Tls(cause) => Some(cause.to_string()),
+            sqlx::Error::Io(cause) if cause.kind() == std::io::ErrorKind::InvalidData => Some(cause.to_string()),
+            _ => None,
+        };
+        match broken_tls {
+            Some(cause) => Self::Tls { place, cause },
+            None => Self::from_store(place, StoreError::from(error)),
         }
     }
 
@@ -185,7 +188,7 @@ pub(in crate::store) fn from_server(error: &PgDatabaseError) -> StoreError {
         }
         "55P03" => ": another transaction held it for too long",
         "40001" | "40P01" => ": another transaction was in its way; it may work the next time",
-        "53300" => ": raise `max_connections` of the server, or lower `store.connections_max`",
+        "53300" => ": raise `max_connections` of the server, or lower `store.pool_max`",
         "53100" => ": free some space on its disk",
         "57P01" | "57P02" | "57P03" => ": the server is stopping or starting",
         "25006" => ": the server is a standby, or was told to be read-only; name the primary",

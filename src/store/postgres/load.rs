@@ -101,12 +101,11 @@ async fn begin_snapshot(database: &Database) -> Result<(Session, String, LogPosi
 
 async fn begin(session: &mut Session, snapshot: Option<&str>) -> Result<(), StoreError> {
     let waits = RECEIVER_TIMEOUT.as_millis();
-    let mut sql = String::from("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;");
-    if let Some(snapshot) = snapshot {
-        // What the server made of digits and dashes.
-        sql.push_str(&format!("SET TRANSACTION SNAPSHOT '{snapshot}';"));
-    }
-    sql.push_str(&format!("SET LOCAL idle_in_transaction_session_timeout = {waits}"));
+    // What the server made of digits and dashes.
+    let take = snapshot.map_or_else(String::new, |snapshot| format!("SET TRANSACTION SNAPSHOT '{snapshot}';"));
+    let sql = format!(
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {take} SET LOCAL idle_in_transaction_session_timeout = {waits}"
+    );
     let patience = session.patience();
     statement(&patience, sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(session.connection())).await?;
     Ok(())

@@ -75,7 +75,7 @@ static POLL: LazyLock<String> = LazyLock::new(|| {
            SELECT s.revision, s.moving, coalesce(last.stamp, 0) AS stamp, m.restated, m.beat < $5 AS is_behind,
              here.stamp IS NOT DISTINCT FROM $3 AS is_known,
              {is_moved} OR s.revision < $2 OR coalesce(m.beat < $5, false) OR (here.stamp IS DISTINCT FROM $3
-               AND EXISTS (SELECT FROM commits AS c WHERE c.revision <= $2)) AS is_moved
+               AND (SELECT min(revision) FROM commits) <= $2) AS is_moved
            FROM sequence AS s
            LEFT JOIN commits AS last ON last.revision = s.revision
            LEFT JOIN commits AS here ON here.revision = $2
@@ -88,7 +88,8 @@ static POLL: LazyLock<String> = LazyLock::new(|| {
            FROM status AS s WHERE r.incarnation = $1 RETURNING r.incarnation),
          logged AS MATERIALIZED (
            SELECT entity, id FROM changes
-           WHERE revision > (SELECT CASE WHEN is_known THEN $2 ELSE 9223372036854775807 END FROM status) LIMIT $6 + 1),
+           WHERE revision > $2 AND revision <= (SELECT CASE WHEN is_known THEN revision ELSE $2 END FROM status)
+           ORDER BY revision LIMIT $6 + 1),
          changed AS MATERIALIZED (
            SELECT DISTINCT entity, id FROM logged WHERE (SELECT count(*) FROM logged) <= $6),
          changed_keys AS MATERIALIZED (

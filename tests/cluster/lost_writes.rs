@@ -1,0 +1,92 @@
+//! PostgreSQL goes back to an earlier state, by a standby that had not everything or by a backup, while replicas run: what was
+//! revoked stays revoked, and what was charged stays charged.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::checker::revocations_hold;
+use crate::history::{Answer, History, now, since};
+use crate::limits::{Books, TRAFFIC};
+use crate::load::{Load, Traffic, check, revoke};
+use crate::replicas::{Cluster, Made, SHORT, Shape};
+use crate::support::{PATIENCE, postgres::Postgres};
+
+const REVOKED: usize = 10;
+const RECOVERY_MAX: Duration = PATIENCE;
+
+/// Revokes keys and spends limits that the database then forgets: `remember` is called before, `forget` after.
+async fn forgotten<T>(remember: impl FnOnce(&Cluster) -> T, forget: impl FnOnce(&mut Cluster, T)) {
+    let Some(mut cluster) = Cluster::start(Shape { fence: SHORT, ..Shape::default() }) else { return };
+    let books = Books::open(&cluster).await;
+    let account = cluster.account(Vec::new(), None).await;
+    let keys: Arc<Vec<Made>> = Arc::new(cluster.make_keys(&account, REVOKED + 1, &[]).await);
+    let history = Arc::new(History::default());
+    let spending = Load::start(&cluster, &books.keys, &books.history, TRAFFIC);
+    let checking = Load::start(&cluster, &keys, &history, Traffic { clients: 2, ..Traffic::default() });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let remembered = remember(&cluster);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    for key in 0..REVOKED {
+        let replica = key % cluster.len();
+        let mut client = cluster.keys(replica);
+        let (answer, _) = revoke(&mut client, replica, (key, &keys[key]), &history).await;
+        assert_eq!(answer, Answer::Done);
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+
+    let begun = now();
+    forget(&mut cluster, remembered);
+    let lost = "SELECT count(*) FROM keys WHERE status = 'revoked'";
+    println!("{} revocations are left in the database", cluster.postgres.sql(&cluster.database.name, lost));
+    for replica in 0..cluster.len() {
+        cluster.serves(replica, &keys[REVOKED]).await;
+    }
+    println!("served again after {:?}", since(begun));
+    assert!(since(begun) < RECOVERY_MAX);
+    for replica in 0..cluster.len() {
+        let mut client = cluster.keys(replica);
+        for key in 0..REVOKED {
+            let answer = check(&mut client, replica, (key, &keys[key]), 1, &history).await;
+            assert!(matches!(answer, Answer::Denied(_)), "{answer:?}");
+        }
+    }
+    assert_eq!(cluster.postgres.sql(&cluster.database.name, lost), REVOKED.to_string());
+    checking.end().await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    spending.end().await;
+    // One that starts anew reads what the others have restated.
+    cluster.replicas[2].kill();
+    cluster.replicas[2].start();
+    let mut client = cluster.keys(2);
+    for key in 0..REVOKED {
+        let answer = check(&mut client, 2, (key, &keys[key]), 1, &history).await;
+        assert!(matches!(answer, Answer::Denied(_)), "{answer:?}");
+    }
+    let judged = revocations_hold(&history.calls()).unwrap();
+    println!("{judged:?}");
+    assert_eq!(judged.revoked, REVOKED);
+    books.drain(&cluster).await;
+    books.judge_capacity();
+    assert_eq!(cluster.damage(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_that_lags_takes_over() {
+    let remember = |cluster: &Cluster| {
+        let standby = cluster.postgres.standby();
+        cluster.postgres.is_followed_by(&standby);
+        standby.hold_back();
+        standby
+    };
+    let forget = |cluster: &mut Cluster, standby: Postgres| {
+        cluster.postgres.kill();
+        standby.promote();
+        cluster.turn_to(standby);
+    };
+    forgotten(remember, forget).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_is_restored_under_running_replicas() {
+    forgotten(|cluster| cluster.postgres.back_up(), |cluster, backup| cluster.postgres.restore(&backup)).await;
+}
