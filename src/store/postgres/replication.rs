@@ -82,7 +82,7 @@ pub(super) async fn time(database: &Database) -> Result<Time, StoreError> {
 static POLL: LazyLock<String> = LazyLock::new(|| {
     format!(
         "WITH status AS MATERIALIZED (
-           SELECT s.revision, s.moving, coalesce(last.stamp, 0) AS stamp, m.restated, m.beat < $5 AS is_behind,
+           SELECT s.revision, s.moving, coalesce(last.stamp, 0) AS stamp, m.restated,
              here.stamp IS NOT DISTINCT FROM $3 AS is_known,
              {is_moved} OR s.revision < $2 OR coalesce(m.beat < $5, false) OR (here.stamp IS DISTINCT FROM $3
                AND (SELECT min(revision) FROM commits) <= $2) AS is_moved

@@ -12,7 +12,7 @@ use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 
 use super::database::{Database, Transaction};
-use super::leases::{SILENT_MILLIS, fetch_all, lock_states, write_states};
+use super::leases::{ADD_UNCERTAIN, SILENT_MILLIS, fetch_all, lock_states, write_states};
 use super::replication::millis;
 use super::schema::LINEAGE;
 use crate::ambient::random;
@@ -199,16 +199,16 @@ async fn end(transaction: &mut Transaction, now: Time) -> Result<Revision, Store
              INSERT INTO commits (revision, stamp) SELECT ended.revision, $1 FROM ended, told RETURNING revision"
         )
     });
-    let uncertain = sqlx::query(
-        "WITH ended AS (DELETE FROM leases RETURNING account, budget, units),
-         forgotten AS (DELETE FROM recalls)
-         INSERT INTO uncertain_hourly AS u (account, budget, hour, given_back, units)
-         SELECT account, budget, $1, false, least(sum(units), 9223372036854775807)::bigint FROM ended
-         WHERE units > 0 GROUP BY account, budget ORDER BY account, budget
-         ON CONFLICT (account, budget, hour, given_back)
-         DO UPDATE SET units = least(u.units::numeric + excluded.units, 9223372036854775807)::bigint",
-    );
-    fetch_all(transaction, uncertain.bind(now.hour())).await?;
+    static UNCERTAIN: LazyLock<String> = LazyLock::new(|| {
+        format!(
+            "WITH ended AS (DELETE FROM leases RETURNING account, budget, units),
+             forgotten AS (DELETE FROM recalls)
+             INSERT INTO uncertain_hourly AS u (account, budget, hour, given_back, units)
+             SELECT account, budget, $1, false, least(sum(units), 9223372036854775807)::bigint FROM ended
+             WHERE units > 0 GROUP BY account, budget ORDER BY account, budget {ADD_UNCERTAIN}"
+        )
+    });
+    fetch_all(transaction, sqlx::query(UNCERTAIN.as_str()).bind(now.hour())).await?;
     let out = sqlx::query(
         "DELETE FROM replicas WHERE restated IS NULL OR restated IS DISTINCT FROM (SELECT moving FROM sequence WHERE id = 1)",
     );
