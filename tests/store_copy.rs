@@ -5,7 +5,6 @@
 #![cfg(test)]
 
 #[path = "store_contract/records.rs"]
-#[expect(dead_code, reason = "the contract's cases use more of it")]
 mod records;
 mod support;
 
