@@ -132,6 +132,7 @@ pub(crate) async fn a_process_of_which_the_database_does_not_know_is_waited_for(
         fence: FENCE,
         acknowledged: Revision::ZERO,
         silence: Duration::ZERO,
+        flushed: NOW,
     };
     let told = Restatement { peers: vec![missing], ..restatement(FIRST, vec![]) };
     assert_eq!(replication(store).restate(&told).await.unwrap(), []);
