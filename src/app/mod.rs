@@ -6,6 +6,7 @@ mod doctor;
 mod plans;
 mod serve;
 mod setup;
+mod store_copy;
 
 use std::error::Error;
 
@@ -19,6 +20,7 @@ pub use dev::{DevInfo, DevSecrets};
 pub use doctor::{Finding, doctor};
 pub use plans::apply_plans;
 pub use serve::{Ready, serve};
+pub use store_copy::copy_store;
 
 use setup::Parts;
 

@@ -31,27 +31,21 @@ impl Parts {
     /// Opens the store, creating it and bringing its schema up to date where it is a file. The index is still empty. A process that serves
     /// says how it takes part where several share the store.
     pub(super) async fn prepare(config: &Config, replica: Option<ReplicaOptions>) -> Result<Self, Failure> {
+        let options = options(config, replica)?;
+        Ok(Self::put_together(open_store(config).await?, options))
+    }
+
+    /// The same on a store that is open.
+    pub(super) fn on(store: SharedStore, config: &Config) -> Result<Self, Failure> {
+        Ok(Self::put_together(store, options(config, None)?))
+    }
+
+    fn put_together(store: SharedStore, options: Options) -> Self {
         let clock = Clock::system();
         let metrics = Arc::new(Metrics::new());
-        let hasher = match &config.keys.pepper_file {
-            Some(path) => pepper::read(path)?,
-            None => Hasher::plain(),
-        };
-        let options = Options {
-            brand: Brand::parse(&config.keys.prefix)?,
-            hasher,
-            key_checks_per_second: u32::try_from(config.check.key_checks_per_second).unwrap_or(u32::MAX),
-            uncertain: match config.limits.uncertain {
-                config::Uncertain::Charge => Uncertain::Charge,
-                config::Uncertain::Refund => Uncertain::Refund,
-            },
-            journal: journal_path(config),
-            replica,
-        };
-        let store = open_store(config).await?;
         let store: SharedStore = Arc::new(MeteredStore::new(store, clock.clone(), Arc::clone(&metrics)));
         let engine = Arc::new(Engine::new(Arc::clone(&store), clock, options));
-        Ok(Self { store, engine, metrics })
+        Self { store, engine, metrics }
     }
 
     /// The same, with the index filled, for a command that serves nobody.
@@ -69,6 +63,23 @@ impl Parts {
     pub(super) async fn close(&self) {
         self.store.close().await;
     }
+}
+
+fn options(config: &Config, replica: Option<ReplicaOptions>) -> Result<Options, Failure> {
+    Ok(Options {
+        brand: Brand::parse(&config.keys.prefix)?,
+        hasher: match &config.keys.pepper_file {
+            Some(path) => pepper::read(path)?,
+            None => Hasher::plain(),
+        },
+        key_checks_per_second: u32::try_from(config.check.key_checks_per_second).unwrap_or(u32::MAX),
+        uncertain: match config.limits.uncertain {
+            config::Uncertain::Charge => Uncertain::Charge,
+            config::Uncertain::Refund => Uncertain::Refund,
+        },
+        journal: journal_path(config),
+        replica,
+    })
 }
 
 async fn open_store(config: &Config) -> Result<SharedStore, Failure> {

@@ -21,6 +21,14 @@ impl ConfigArgs {
         Self { file, flags: database.into_iter().map(|url| ("store.database", url)).collect() }
     }
 
+    /// The same with another database.
+    pub(super) fn with_database(&self, url: &str) -> Self {
+        let mut flags = self.flags.clone();
+        flags.retain(|(name, _)| *name != "store.database");
+        flags.push(("store.database", url.to_owned()));
+        Self { file: self.file.clone(), flags }
+    }
+
     /// Reads all sources.
     pub(super) fn load(&self) -> Result<Loaded, Failure> {
         let env: Vec<(OsString, OsString)> = std::env::vars_os().collect();

@@ -161,7 +161,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Serve { config, dev } => server::serve(&config, dev),
         Command::Bootstrap { config, again } => server::bootstrap(&config, again, output),
         Command::Migrate { config } => server::migrate(&config),
-        Command::Store(command) => store::run(&command),
+        Command::Store(command) => store::run(&command, output),
         Command::Doctor { config } => server::doctor(&config, output),
         Command::Config(command) => config_command::run(&command, output),
         Command::Completions { shell } => completions(shell),

@@ -14,8 +14,9 @@ use super::Engine;
 use super::usage::{FLUSH_ROWS_MAX, flush_id};
 
 impl Engine {
-    /// Settles what processes before this one left. They must be known to be gone. Called before anything is leased.
-    pub(super) async fn take_over(&self) -> Result<(), StoreError> {
+    /// Settles what processes before this one left. They must be known to be gone. Called before anything is leased, and by
+    /// [`Engine::load`].
+    pub async fn take_over(&self) -> Result<(), StoreError> {
         let opened = self.options.journal.as_deref().and_then(open);
         let left = opened.as_ref().and_then(read);
         self.close_leases(left.as_ref()).await?;

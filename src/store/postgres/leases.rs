@@ -121,10 +121,7 @@ static RELEASE: LazyLock<String> = LazyLock::new(|| {
 /// Grants in four steps: begin, lock and read, write, commit.
 pub(super) async fn lease(database: &Database, beats: &Beats, batch: &LeaseBatch) -> Result<Vec<Leased>, StoreError> {
     if !batch.released.is_empty() {
-        // By itself: rows of leases are locked in one order, once in a transaction.
-        let released: Vec<&str> = batch.released.iter().map(BudgetId::as_str).collect();
-        let release = sqlx::query(RELEASE.as_str()).bind(batch.incarnation.0.as_slice()).bind(released);
-        database.all(release.bind(batch.now.hour())).await?;
+        release(database, batch).await?;
     }
     if batch.asks.is_empty() {
         return Ok(Vec::new());
@@ -147,6 +144,13 @@ pub(super) async fn lease(database: &Database, beats: &Beats, batch: &LeaseBatch
         refusal(&database.one(make_room).await?, confirmed)?;
     }
     Err(StoreError::Unavailable("rows of budgets that were made are not there".to_owned()))
+}
+
+/// By itself: rows of leases are locked in one order, once in a transaction.
+async fn release(database: &Database, batch: &LeaseBatch) -> Result<(), StoreError> {
+    let released: Vec<&str> = batch.released.iter().map(BudgetId::as_str).collect();
+    let release = sqlx::query(RELEASE.as_str()).bind(batch.incarnation.0.as_slice()).bind(released);
+    database.all(release.bind(batch.now.hour())).await.map(drop)
 }
 
 async fn grant(

@@ -22,6 +22,7 @@ mod operations;
 mod read;
 mod replication;
 mod restating;
+mod restore;
 mod schema;
 mod standing;
 mod usage;
@@ -39,12 +40,14 @@ use tokio::task::JoinError;
 pub use error::OpenError;
 pub(super) use error::from_server;
 pub use open::Health;
+pub use restore::{Copied, CopiedTable, CopyError};
 pub use schema::Migrated;
 
 use self::database::Database;
 use self::hints::Hints;
 use self::standing::Beats;
 use super::shared::usage::MergedFlush;
+use super::sqlite::SqliteStore;
 use super::{
     Closed, Closing, Commit, CommitError, Incarnation, KeyQuery, LeaseBatch, Leased, Loaded, LogPosition, Operation,
     OperationBatch, Poll, Polled, RecordError, Recorded, Refund, Registration, Replica, Replication, Restatement,
@@ -99,6 +102,11 @@ impl PostgresStore {
     /// Brings the database's schema to what this version knows. Several may do so at once.
     pub async fn migrate(options: &PostgresOptions) -> Result<Migrated, OpenError> {
         open::migrate(options).await
+    }
+
+    /// Fills this store, which is empty, with all that another holds that nobody works on; all of it, or nothing.
+    pub async fn copy_from(&self, source: &SqliteStore) -> Result<Copied, CopyError> {
+        restore::copy(&self.database, source).await
     }
 
     /// Looks at the server and the schema, and tells what it found, without opening a store on it.

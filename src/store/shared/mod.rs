@@ -5,5 +5,6 @@ pub(super) mod intern;
 pub(super) mod new_keys;
 pub(super) mod packed;
 pub(super) mod rows;
+pub(super) mod tables;
 pub(super) mod usage;
 pub(super) mod writes;

@@ -7,6 +7,7 @@
 //! migration, then its place in [`rows`](super::shared::rows), and a case in `tests/store_contract.rs`.
 
 mod commit;
+mod dump;
 mod error;
 mod insert_keys;
 mod leases;
@@ -35,6 +36,7 @@ pub use open::OpenMode;
 
 use self::lock::Lock;
 use self::writer::Writer;
+use super::shared::tables::Table;
 use super::shared::usage::MergedFlush;
 use super::{
     Closed, Closing, Commit, CommitError, KeyQuery, LeaseBatch, Leased, Loaded, LogPosition, Operation, OperationBatch,
@@ -61,6 +63,16 @@ impl SqliteStore {
             snapshot_options: opened.snapshot_options,
             lock: Mutex::new(Some(opened.lock)),
         })
+    }
+
+    /// Sends all rows of a table, as whole lines of text. Nobody writes meanwhile.
+    pub(super) async fn dump(&self, table: &Table, sink: mpsc::Sender<Vec<u8>>) -> Result<(), StoreError> {
+        dump::dump(&self.readers, table, sink).await
+    }
+
+    /// The last revision that was committed.
+    pub(super) async fn last_revision(&self) -> Result<Revision, StoreError> {
+        read::revision(&self.readers).await
     }
 }
 
