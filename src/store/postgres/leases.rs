@@ -92,20 +92,48 @@ static WRITE: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
+/// Of the process `$1`: the budgets `$2` are not called back any more. What it has leased of them without knowing it, because
+/// an answer was lost, stays granted, and is uncertain in the hour `$3`: nobody waits for it.
+static RELEASE: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "WITH released AS (DELETE FROM recalls WHERE incarnation = $1 AND budget = ANY ($2)),
+         locked AS MATERIALIZED (
+           SELECT l.incarnation, l.budget, l.slot, l.cell FROM leases AS l
+           WHERE l.incarnation = $1 AND l.budget = ANY ($2) AND (SELECT NOT {} FROM sequence AS s WHERE s.id = 1)
+           ORDER BY l.budget, l.slot, l.cell FOR UPDATE OF l),
+         lost AS (
+           DELETE FROM leases AS l USING locked AS k
+           WHERE (l.incarnation, l.budget, l.slot, l.cell) = (k.incarnation, k.budget, k.slot, k.cell)
+           RETURNING l.account, l.budget, l.units)
+         INSERT INTO uncertain_hourly AS u (account, budget, hour, given_back, units)
+         SELECT account, budget, $3, false, least(sum(units), 9223372036854775807)::bigint FROM lost
+         WHERE units > 0 GROUP BY account, budget ORDER BY account, budget
+         ON CONFLICT (account, budget, hour, given_back)
+         DO UPDATE SET units = least(u.units::numeric + excluded.units, 9223372036854775807)::bigint",
+        is_moved()
+    )
+});
+
 /// Grants in four steps: begin, lock and read, write, commit.
 pub(super) async fn lease(database: &Database, beats: &Beats, batch: &LeaseBatch) -> Result<Vec<Leased>, StoreError> {
+    if !batch.released.is_empty() {
+        // By itself: rows of leases are locked in one order, once in a transaction.
+        let released: Vec<&str> = batch.released.iter().map(BudgetId::as_str).collect();
+        let release = sqlx::query(RELEASE.as_str()).bind(batch.incarnation.0.as_slice()).bind(released);
+        database.all(release.bind(batch.now.hour())).await?;
+    }
+    if batch.asks.is_empty() {
+        return Ok(Vec::new());
+    }
     let ids: BTreeSet<&str> = batch.asks.iter().map(|ask| ask.budget.as_str()).collect();
     let ids: Vec<&str> = ids.into_iter().collect();
     let confirmed = beats.confirmed(batch.incarnation);
-    if !batch.released.is_empty() {
-        release(database, batch).await?;
-    }
     // Rows of budgets stay, so the second time all of them are there, unless the process was taken out in between.
     for _ in 0..3 {
         let mut transaction = database.begin().await?;
         let lock = sqlx::query(LOCK).bind(batch.incarnation.0.as_slice()).bind(&ids).bind(confirmed);
         let rows = fetch_all(&mut transaction, lock).await?;
-        if rows.len() == ids.len() && !ids.is_empty() {
+        if rows.len() == ids.len() {
             let leased = grant(&mut transaction, batch, &rows, confirmed).await?;
             transaction.commit().await?;
             return Ok(leased);
@@ -113,28 +141,8 @@ pub(super) async fn lease(database: &Database, beats: &Beats, batch: &LeaseBatch
         transaction.rollback().await;
         let make_room = sqlx::query(MAKE_ROOM.as_str()).bind(batch.incarnation.0.as_slice()).bind(&ids);
         refusal(&database.one(make_room).await?, confirmed)?;
-        if ids.is_empty() {
-            return Ok(Vec::new());
-        }
     }
     Err(StoreError::Unavailable("rows of budgets that were made are not there".to_owned()))
-}
-
-/// Of the budgets `$2` the process `$1` holds nothing. Rows that say otherwise are of answers that were lost: they stay granted, and
-/// are no longer called back.
-const RELEASE: &str = "
-WITH lost AS MATERIALIZED (
-  SELECT budget, slot, cell FROM leases WHERE incarnation = $1 AND budget = ANY ($2)
-  ORDER BY budget, slot, cell FOR UPDATE),
-ended AS (
-  DELETE FROM leases AS l USING lost
-  WHERE l.incarnation = $1 AND l.budget = lost.budget AND l.slot = lost.slot AND l.cell = lost.cell)
-DELETE FROM recalls WHERE incarnation = $1 AND budget = ANY ($2)";
-
-async fn release(database: &Database, batch: &LeaseBatch) -> Result<(), StoreError> {
-    let released: Vec<&str> = batch.released.iter().map(BudgetId::as_str).collect();
-    let release = sqlx::query(RELEASE).bind(batch.incarnation.0.as_slice()).bind(released);
-    database.all(release).await.map(drop)
 }
 
 async fn grant(
