@@ -25,6 +25,8 @@ mod operations;
 mod records;
 #[path = "store_contract/replication.rs"]
 mod replication;
+#[path = "store_contract/restating.rs"]
+mod restating;
 #[path = "store_contract/shared_leases.rs"]
 mod shared_leases;
 mod support;
@@ -214,6 +216,11 @@ suite! { shared, crate::fresh_shared:
     replication::a_poll_that_is_given_up_is_in_nobodys_way,
     replication::hints_come_with_changes_and_after_a_break,
     replication::polls_while_commits_go_on,
+    restating::what_processes_know_is_merged_before_anything_is_granted,
+    restating::who_never_comes_is_waited_for_and_given_up,
+    restating::many_budgets_are_restated,
+    restating::a_process_of_which_the_database_does_not_know_is_waited_for,
+    restating::a_database_is_adopted_where_nobody_is_left,
     shared_leases::units_are_called_back_from_who_holds_them,
     shared_leases::units_of_who_is_gone_are_elsewhere_until_they_are_closed,
     shared_leases::who_is_buried_is_refused,

@@ -17,10 +17,11 @@ use crate::decision::quota::{Rule, Slot, State};
 use crate::decision::window::Window;
 use crate::domain::{Time, TimeZone};
 use crate::journal::{Journal, SpendCell};
-use crate::store::{Leased, Settled};
+use crate::store::Leased;
 
 use super::ask::{Ask, Cells, LeaseName, Urgency, number};
 use super::demand::Demand;
+use super::lent::{Lease, Outcome};
 use super::others::{Others, Said};
 
 /// How long before a slot's end units of the next one are leased, in milliseconds: many times what the store needs, and
@@ -57,28 +58,6 @@ pub(super) struct Budget {
     others: Option<Box<Others>>,
 }
 
-/// Units granted to this process, to be spent in one slot alone.
-#[derive(Clone, Copy, Debug)]
-struct Lease {
-    slot: Slot,
-    units: u64,
-    /// Units spent and not yet told to the store.
-    spent: u64,
-    /// Where what is spent is counted for the case that this process is killed.
-    cell: Option<SpendCell>,
-}
-
-/// What became of units of a lease.
-#[derive(Clone, Copy, Debug)]
-struct Outcome {
-    slot: Slot,
-    cell: Option<SpendCell>,
-    spent: u64,
-    returned: u64,
-    /// Whether that was the last of it, so that its counter may be another's once the store knows.
-    over: bool,
-}
-
 /// Whether a budget holds a cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cover {
@@ -98,29 +77,6 @@ pub(super) enum Cover {
 pub(super) struct BudgetView {
     pub(super) remaining: u64,
     pub(super) reset_time: Time,
-}
-
-impl Lease {
-    const fn of(slot: Slot) -> Self {
-        Self { slot, units: 0, spent: 0, cell: None }
-    }
-
-    /// What becomes of it where nothing more is spent.
-    const fn ended(self) -> Outcome {
-        let Self { slot, units, spent, cell } = self;
-        Outcome { slot, cell, spent, returned: units, over: true }
-    }
-}
-
-impl Outcome {
-    fn is_of(&self, slot: Slot, cell: Option<SpendCell>) -> bool {
-        self.slot == slot && number(self.cell) == number(cell)
-    }
-
-    fn settled(self) -> Settled {
-        let Self { slot, cell, spent, returned, over: _ } = self;
-        Settled { slot, cell: number(cell), spent, returned }
-    }
 }
 
 impl Budget {
@@ -490,6 +446,11 @@ impl Budget {
         self.settle();
         self.settle_next();
         (!self.told_next.is_empty()).then(|| self.tell())
+    }
+
+    /// The same where it was called back: the store is told also that nothing is leased but what operations have reserved.
+    pub(super) fn give_up(&mut self) -> Option<Ask> {
+        self.end().or_else(|| (!self.reserved.is_empty()).then(|| self.tell()))
     }
 
     fn note_spent(&mut self) {

@@ -138,7 +138,7 @@ impl Round<'_> {
         let recalled = at.is_some_and(|at| budget.face_others(at));
         let ask = match mode {
             Asking::Last => budget.end(),
-            Asking::Wanted | Asking::Tidy if recalled => budget.end(),
+            Asking::Wanted | Asking::Tidy if recalled => budget.give_up(),
             Asking::Tidy if budget.is_idle(now) => budget.end(),
             Asking::Wanted | Asking::Tidy => budget.ask(journal, now),
         };

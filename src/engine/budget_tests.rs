@@ -1,10 +1,13 @@
 //! Budgets: what they ask the store for, and that they answer as if every unit was spent there one by one.
 
+use std::time::Duration;
+
 use proptest::prelude::*;
 
-use super::ask::{Ask, Cells, LeaseName};
+use super::ask::{Ask, Cells, LeaseName, Urgency};
 use super::budget::{Budget, Cover};
 use super::budget_list::{Asking, BudgetList, Round};
+use super::others::Said;
 use crate::decision::quota::{Rule, Slot, State};
 use crate::domain::{Algorithm, Limit, LimitName, Period, Time, TimeZone};
 use crate::journal::{Journal, Opened};
@@ -35,8 +38,8 @@ fn answer(store: &mut Option<State>, ask: &Ask, now: Time) -> Leased {
         state.give_back(one.slot, one.returned);
     }
     let granted = state.grant(&ask.rule, ask.wanted);
-    *store = Some(state.clone());
     let ahead = state.grant_ahead(&ask.rule, ask.ahead);
+    *store = Some(state.clone());
     Leased { granted, ahead, elsewhere: false, state }
 }
 
@@ -397,6 +400,101 @@ fn what_is_put_back_of_a_limit_that_was_taken_away_goes_back() {
     let [(of, ask)] = list.asks(last(&Journal::default())).try_into().unwrap();
     assert_eq!((of, ask.wanted), (a, 0));
     assert_eq!(ask.settled, [Settled { slot: Slot::new(7), cell: None, spent: 0, returned: 4 }]);
+}
+
+/// One round of a process that shares the store.
+fn shared(journal: &Journal, now: Time, at: u64) -> Round<'_> {
+    Round { journal, now, at: Some(Duration::from_millis(at)), mode: Asking::Wanted }
+}
+
+/// The same for one budget: what was asked.
+fn round(budget: &mut Budget, store: &mut Option<State>, now: Time, at: u64) -> Option<Ask> {
+    let ask = shared(&Journal::default(), now, at).ask(budget)?;
+    let leased = answer(store, &ask, now);
+    let said = Said::of(ask.needed, leased.granted, false);
+    budget.grant(leased, Cells::default());
+    if let Some(said) = said {
+        budget.hear(said);
+    }
+    Some(ask)
+}
+
+#[test]
+fn what_is_called_back_goes_back_whole_but_for_what_is_reserved() {
+    let (mut budget, mut store) = (Budget::new(rule(1_000, Algorithm::FixedWindow)), None);
+    // Spent from in two seconds, so that it is looked ahead.
+    for millis in [58_100, 59_100] {
+        budget.want(10);
+        round(&mut budget, &mut store, at(millis), 0);
+        budget.advance(&TimeZone::UTC, at(millis));
+        budget.spend(9, at(millis));
+    }
+    let (reserved, _) = budget.reserve(2, at(59_100));
+    assert!(budget.leased() > 0 && store.as_ref().unwrap().available_ahead(&budget_rule(), 0) < 1_000, "{budget:?}");
+    budget.want(5);
+    budget.recall();
+    let ask = round(&mut budget, &mut store, at(59_200), 10).unwrap();
+    assert_eq!((ask.wanted, ask.needed, ask.ahead), (0, 0, 0), "others come first");
+    assert_eq!(ask.settled.iter().map(|one| one.spent).sum::<u64>(), 9);
+    let store_has = store.as_ref().unwrap();
+    assert_eq!((store_has.available(&budget_rule()), store_has.available_ahead(&budget_rule(), 0)), (980, 1_000));
+    assert_eq!((budget.leased(), budget.cover(5), budget.urgency()), (0, Cover::Unknown, Urgency::Soon));
+    // It is told once, and what was reserved can still be put back.
+    budget.recall();
+    assert_eq!(round(&mut budget, &mut store, at(59_300), 20).unwrap().settled, []);
+    budget.unreserve(reserved, 2);
+    budget.want(0);
+    round(&mut budget, &mut store, at(59_400), 30);
+    assert_eq!(store.as_ref().unwrap().available(&budget_rule()) + budget.leased(), 982);
+    for is_held in [true, false] {
+        budget.recall();
+        assert_eq!(round(&mut budget, &mut store, at(59_500), 40).is_some(), is_held);
+    }
+}
+
+fn budget_rule() -> Rule {
+    rule(1_000, Algorithm::FixedWindow)
+}
+
+#[test]
+fn what_is_needed_is_what_the_lease_lacks() {
+    let (mut budget, mut store) = (Budget::new(rule(1_000, Algorithm::FixedWindow)), None);
+    budget.want(10);
+    assert_eq!(round(&mut budget, &mut store, at(0), 0).unwrap().needed, 10);
+    budget.want(15);
+    let ask = round(&mut budget, &mut store, at(0), 0).unwrap();
+    assert_eq!((ask.wanted, ask.needed), (15, 5));
+    // What is leased is of another slot.
+    budget.want(15);
+    assert_eq!(shared(&Journal::default(), at(60_000), 0).ask(&mut budget).unwrap().needed, 15);
+}
+
+#[test]
+fn those_who_wait_while_it_is_denied_do_not_ask_again() {
+    let (mut budget, mut store) = (Budget::new(rule(10, Algorithm::FixedWindow)), None);
+    budget.want(10);
+    round(&mut budget, &mut store, at(0), 0);
+    budget.advance(&TimeZone::UTC, at(0));
+    budget.spend(10, at(0));
+    assert_eq!(budget.cover(1), Cover::Doubtful, "nobody has said that others hold none");
+    budget.want(1);
+    let ask = shared(&Journal::default(), at(0), 1).ask(&mut budget).unwrap();
+    // Another comes while the store is asked.
+    budget.want(1);
+    let leased = answer(&mut store, &ask, at(0));
+    budget.grant(leased, Cells::default());
+    budget.hear(Said::Denied);
+    assert!(round(&mut budget, &mut store, at(0), 2).is_none());
+    assert_eq!(budget.cover(1), Cover::Short);
+    // Who wants to know how it stands, is told.
+    budget.want(1);
+    budget.want_to_know();
+    assert!(round(&mut budget, &mut store, at(0), 3).is_some());
+    // After a second it is as good as unsaid.
+    budget.doubt(Duration::from_millis(1_002));
+    assert_eq!((budget.cover(1), budget.cover(11)), (Cover::Short, Cover::Short));
+    budget.doubt(Duration::from_millis(1_003));
+    assert_eq!((budget.cover(1), budget.cover(11)), (Cover::Doubtful, Cover::Short));
 }
 
 proptest! {

@@ -112,6 +112,13 @@ impl Engine {
         let bills: Vec<Bill> = shares.iter().map(|share| self.bill(share, within, now)).collect();
         let mut parts = Parts::lock(&bills);
         parts.add_up(&bills, self.options.key_checks_per_second, now);
+        if let Some(clock) = self.leases.clock(&self.clock).filter(|_| bills.iter().all(|bill| bill.cost == 0)) {
+            let stale = parts.freshen(clock.monotonic());
+            if !stale.is_empty() {
+                drop(parts);
+                return Err(self.leases.enqueue(stale, Urgency::Now));
+            }
+        }
         let mut cover = parts.cover();
         let spends = !parts.throttled() && bills.iter().all(|bill| bill.verdict == Verdict::Allowed);
         if let Some(clock) = self.leases.clock(&self.clock).filter(|_| spends && cover.short) {
@@ -233,6 +240,19 @@ impl<'a> Parts<'a> {
     fn doubt(&mut self, at: Duration) {
         self.keys.iter_mut().for_each(|key| key.meter.meter().doubt(at));
         self.pools.iter_mut().filter_map(|pool| pool.meter.as_mut()).for_each(|meter| meter.doubt(at));
+    }
+
+    /// Has the budgets of which the store was not asked lately ask how they stand. Who they are of.
+    fn freshen(&mut self, at: Duration) -> Vec<Holder> {
+        let keys = self.keys.iter_mut().filter_map(|key| {
+            let stale = key.meter.meter().freshen(at);
+            stale.then(|| Holder::Key(Arc::clone(key.entry)))
+        });
+        let pools = self.pools.iter_mut().filter_map(|PoolPart { entry, environment, meter, .. }| {
+            let stale = meter.as_mut().is_some_and(|meter| meter.freshen(at));
+            stale.then(|| Holder::Pool(Arc::clone(entry), *environment))
+        });
+        keys.chain(pools).collect()
     }
 
     /// Has the budgets whose leases are too small want what they lack, or at least to know how they stand. Who they are of, and how

@@ -31,6 +31,7 @@ mod joint;
 mod key;
 mod key_read;
 mod lease;
+mod lent;
 mod load;
 mod meter;
 mod operation;

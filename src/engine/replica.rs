@@ -218,6 +218,12 @@ impl Engine {
         Some((self.store.replication()?, self.share.as_ref()?))
     }
 
+    /// Whether others may share the store.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.shared().is_some()
+    }
+
     /// How this process stands among those that share its store. Absent where there are no others.
     #[must_use]
     pub fn replica_stats(&self) -> Option<ReplicaStats> {

@@ -14,8 +14,9 @@ use super::{COMMIT_TRIES_MAX, Engine};
 
 /// Budgets of one call to the store.
 const BUDGETS_MAX: usize = 2_000;
-/// How long to wait for the others before looking again.
+/// How long to wait for the others before looking again, and how often to look before the next poll.
 const OTHERS_WAIT: Duration = Duration::from_millis(50);
+const OTHERS_LOOKS_MAX: u32 = 100;
 
 const ACTOR: &str = "system";
 
@@ -52,9 +53,15 @@ impl Engine {
         if is_news || !is_restated {
             self.tell(store, share, known).await?;
         }
-        if !store.conclude_restating(self.leases.incarnation(), self.clock.now()).await? {
+        // Not by a poll: one that comes after the others have ended the move tells of another database than this process knows, and
+        // so of a further move.
+        let mut looks = 0;
+        while !store.conclude_restating(self.leases.incarnation(), self.clock.now()).await? {
+            looks += 1;
+            if looks > OTHERS_LOOKS_MAX {
+                return Ok(());
+            }
             tokio::time::sleep(OTHERS_WAIT).await;
-            return Ok(());
         }
         self.reload(share, true).await?;
         self.disable_revived(&known.retired).await?;

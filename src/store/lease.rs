@@ -19,7 +19,7 @@ pub struct LeaseBatch {
     pub now: Time,
     /// In this order, also where a budget is asked for twice.
     pub asks: Vec<LeaseAsk>,
-    /// Budgets that were called back and of which nothing is held, so that there is nothing to ask or say: they are not called
+    /// Budgets that were called back and of which nothing is held, nor reserved by operations, so that there is nothing to ask or say: they are not called
     /// back any more. Should the store know better, as where an answer of it was lost, then what it granted is as good as spent.
     /// Empty where one process has the store.
     pub released: Vec<BudgetId>,

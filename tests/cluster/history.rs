@@ -54,12 +54,24 @@ impl Answer {
         match answer.as_ref().map(Response::get_ref) {
             Ok(answer) if answer.allowed => Self::Admitted,
             Ok(answer) => Self::Denied(answer.verdict()),
-            Err(status) => Self::Failed(status.code()),
+            Err(status) => Self::failed(status),
         }
     }
 
     pub(crate) fn of_change<T>(answer: &Result<T, Status>) -> Self {
-        answer.as_ref().map_or_else(|status| Self::Failed(status.code()), |_| Self::Done)
+        answer.as_ref().map_or_else(Self::failed, |_| Self::Done)
+    }
+
+    /// Whatever happens, nobody is told that a call was wrong.
+    fn failed(status: &Status) -> Self {
+        let code = status.code();
+        // An operation that was given back, or that nobody knows of.
+        if matches!(code, Code::FailedPrecondition | Code::NotFound) {
+            return Self::Denied(Verdict::Unspecified);
+        }
+        let expected = [Code::Unavailable, Code::DeadlineExceeded, Code::Unknown, Code::Cancelled, Code::Aborted];
+        assert!(expected.contains(&code), "{status:?}");
+        Self::Failed(code)
     }
 }
 

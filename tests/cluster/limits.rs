@@ -43,9 +43,10 @@ impl Books {
         Self { keys: Arc::new(keys), history: Arc::new(History::default()), budgets, accounts }
     }
 
-    /// Takes all that is left, of all replicas, until all of them deny all keys.
+    /// Takes all that is left, of all replicas, until all of them deny all keys; or until there was more than there can be.
     pub(crate) async fn drain(&self, cluster: &Cluster) {
         let begun = now();
+        let mut left: i64 = self.budgets.iter().map(|(_, _, capacity)| capacity).sum();
         let running: Vec<usize> =
             (0..cluster.len()).filter(|replica| cluster.replicas[*replica].server.is_some()).collect();
         loop {
@@ -54,13 +55,14 @@ impl Books {
                 let mut client = cluster.keys(*replica);
                 for key in self.keys.iter().enumerate() {
                     let mut answer = Answer::Admitted;
-                    while answer == Answer::Admitted {
+                    while answer == Answer::Admitted && left >= 0 {
                         answer = check(&mut client, *replica, key, 1, &self.history).await;
                         is_quiet &= matches!(answer, Answer::Denied(_));
+                        left -= i64::from(answer == Answer::Admitted);
                     }
                 }
             }
-            if is_quiet {
+            if is_quiet || left < 0 {
                 return;
             }
             assert!(since(begun) < PATIENCE * 2, "the limits are never used up");

@@ -137,7 +137,7 @@ impl Client {
     async fn operation(&mut self, number: usize) {
         let key = number % self.made.len();
         let cost = 1 + i64::try_from(number).unwrap() % self.traffic.cost_max;
-        let operation_id = format!("operation {number}");
+        let operation_id = format!("operation-{number}");
         let number = u64::try_from(number).unwrap();
         let request = CheckKeyRequest {
             key: self.made[key].secret.clone(),

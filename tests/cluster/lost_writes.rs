@@ -90,3 +90,25 @@ async fn a_standby_that_lags_takes_over() {
 async fn a_backup_is_restored_under_running_replicas() {
     forgotten(|cluster| cluster.postgres.back_up(), |cluster, backup| cluster.postgres.restore(&backup)).await;
 }
+
+/// Nothing but grants is lost: no revision tells that the database went back, and no process that polled before is there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_is_restored_from_before_all_replicas_were_replaced() {
+    let Some(mut cluster) = Cluster::start(Shape { fence: SHORT, ..Shape::default() }) else { return };
+    let books = Books::open(&cluster).await;
+    let backup = cluster.postgres.back_up();
+    for place in 0..cluster.len() {
+        cluster.replicas[place].stop();
+        cluster.replicas[place].start();
+    }
+    let spending = Load::start(&cluster, &books.keys, &books.history, TRAFFIC);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    spending.end().await;
+    cluster.postgres.restore(&backup);
+    for replica in 0..cluster.len() {
+        cluster.serves(replica, &books.keys[0]).await;
+    }
+    books.drain(&cluster).await;
+    books.judge_capacity();
+    assert_eq!(cluster.damage(), Vec::<String>::new());
+}

@@ -82,6 +82,22 @@ async fn an_outage_longer_than_the_fence_ends_all_admissions_until_it_is_over() 
     assert_eq!(plain(&history, 1, healed + again).failed, 0, "it goes on");
 }
 
+/// The other end of all connections is gone, and nobody says so; new ones are answered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_fall_silent_are_replaced_within_the_fence() {
+    let Some((cluster, keys, history, load)) = open(Duration::from_secs(5)).await else { return };
+    let since = now();
+    cluster.replicas[1].proxy.lose();
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let tally = plain(&history, 1, since);
+    println!("{tally:?}, and with limits {:?}", history.tally(since, Some(1)));
+    println!("with a limit {:?} later", cluster.serves(1, &keys[7]).await);
+    load.end().await;
+    assert!(tally.admitted > 0);
+    assert_eq!((tally.denied, tally.failed), (0, 0), "keys without limits");
+    assert_eq!(history.tally(since, None).denied, 0, "a limit that can't be asked for is no reason to deny");
+}
+
 /// A round trip takes two seconds of a fence of five.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_network_is_not_noticed_within_the_fence() {

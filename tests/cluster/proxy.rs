@@ -42,6 +42,15 @@ struct State {
     refuses: bool,
     /// Connections of earlier numbers are broken off.
     epoch: u64,
+    /// Those of earlier numbers stay silent for good.
+    alive: u64,
+}
+
+impl State {
+    /// What becomes of bytes of a connection that began in this state.
+    fn way(&self, now: &Self, way: Way) -> Way {
+        if now.alive == self.alive { way } else { Way::Held }
+    }
 }
 
 /// Listens on a port of its own until it is dropped.
@@ -53,7 +62,8 @@ pub(crate) struct Proxy {
 
 impl Proxy {
     pub(crate) fn start(upstream: SocketAddr) -> Self {
-        let open = State { upstream, to_database: Way::OPEN, from_database: Way::OPEN, refuses: false, epoch: 0 };
+        let open =
+            State { upstream, to_database: Way::OPEN, from_database: Way::OPEN, refuses: false, epoch: 0, alive: 0 };
         let (state, watched) = watch::channel(open);
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -94,6 +104,11 @@ impl Proxy {
     /// Breaks all connections off. What was on its way is lost.
     pub(crate) fn cut(&self) {
         self.state.send_modify(|state| state.epoch += 1);
+    }
+
+    /// All connections that are there fall silent for good, and nobody is told; new ones work.
+    pub(crate) fn lose(&self) {
+        self.state.send_modify(|state| state.alive += 1);
     }
 
     /// All is well again. What was held back arrives.
@@ -157,8 +172,8 @@ async fn carry(mut client: TcpStream, begun: State, watched: watch::Receiver<Sta
         let (from_database, to_database) = database.split();
         let ways = async {
             tokio::join!(
-                pass(from_client, to_database, watched.clone(), |state| state.to_database),
-                pass(from_database, to_client, watched.clone(), |state| state.from_database),
+                pass(from_client, to_database, watched.clone(), |state| begun.way(state, state.to_database)),
+                pass(from_database, to_client, watched.clone(), |state| begun.way(state, state.from_database)),
             );
         };
         tokio::select! {
@@ -267,6 +282,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn loses_what_is_there_and_nothing_new() {
+        let proxy = Proxy::start(echo().await);
+        let mut stream = TcpStream::connect(proxy.addr()).await.unwrap();
+        assert_eq!(ask(&mut stream, 1).await.unwrap(), 1);
+        proxy.lose();
+        assert!(tokio::time::timeout(GLANCE * 20, ask(&mut stream, 2)).await.is_err());
+        let mut new = TcpStream::connect(proxy.addr()).await.unwrap();
+        assert_eq!(ask(&mut new, 3).await.unwrap(), 3);
+        proxy.heal();
+        assert!(tokio::time::timeout(GLANCE * 20, ask(&mut stream, 4)).await.is_err());
+    }
+
+    #[tokio::test]
     async fn breaks_off_refuses_and_turns() {
         let proxy = Proxy::start(echo().await);
         let mut stream = TcpStream::connect(proxy.addr()).await.unwrap();
@@ -278,8 +306,9 @@ mod tests {
         proxy.refuse();
         proxy.heal();
         proxy.refuse();
-        let mut refused = TcpStream::connect(proxy.addr()).await.unwrap();
-        assert!(ask(&mut refused, 3).await.is_err());
+        // Which of its steps is the first to hear of it is up to the system.
+        let refused = async { ask(&mut TcpStream::connect(proxy.addr()).await?, 3).await };
+        assert!(refused.await.is_err());
         let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
         proxy.turn_to(other.local_addr().unwrap());
         proxy.heal();

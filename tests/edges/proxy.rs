@@ -132,6 +132,7 @@ impl Envoy {
         let endpoints: Vec<String> = addresses.iter().map(|addr| endpoint("127.0.0.1", addr.port())).collect();
         Self::file(rig, "envoy-replicas.yaml", 2)
             .replace("max_interval: 0.25s", &format!("max_interval: {LONG}"), 1)
+            .replace("          timeout: 1s\n", &format!("          timeout: {LONG}\n"), 1)
             .replace(&endpoint("tollgate", rig.grpc().port()), &endpoints.join(", "), 1)
     }
 

@@ -1,8 +1,10 @@
 //! Several engines on one store, as several processes would be: what they admit together, how often they ask, and what becomes of
-//! units that one holds and another needs.
+//! units that one holds and another needs. In memory, and where a machine has PostgreSQL on that.
 #![cfg(test)]
 
 mod store;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,10 +16,12 @@ use tollgate::ambient::{Clock, ManualClock};
 use tollgate::decision::Request;
 use tollgate::domain::*;
 use tollgate::engine::{Caller, Check, CreditAdjustment, Engine, KeyPatch, NewKey, Options, ReplicaOptions};
+use tollgate::store::postgres::{PostgresOptions, PostgresStore};
 use tollgate::store::sqlite::{OpenMode, SqliteStore};
 use tollgate::store::{Incarnation, SharedStore};
 
 use store::SharedBooks;
+use support::postgres::{Database, Postgres};
 
 /// Noon of a day, so that no window ends.
 const START: i64 = 1_800_014_400_000 - 1_800_014_400_000 % 86_400_000 + 43_200_000;
@@ -26,9 +30,23 @@ const SECOND: Duration = Duration::from_secs(1);
 /// How long a test waits for what must come.
 const PATIENCE: Duration = Duration::from_mins(1);
 
+/// What the processes share.
+enum Shared {
+    Memory(Arc<SharedBooks>),
+    /// Each of them has connections of its own.
+    Postgres(Box<(Postgres, Database)>),
+}
+
+/// On what a case runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum On {
+    Memory,
+    Postgres,
+}
+
 /// A store that is shared, a key on it, and its clock.
 struct World {
-    store: Arc<SharedBooks>,
+    shared: Shared,
     clock: Clock,
     hands: ManualClock,
     key: KeyId,
@@ -52,18 +70,35 @@ fn limit(capacity: u64, period: Period) -> Limit {
 }
 
 impl World {
-    /// With a key that has these limits.
+    /// In memory, with a key that has these limits.
     async fn new(limits: Vec<Limit>) -> Self {
         Self::with(limits, None, 0).await
     }
 
-    /// With so many other keys; and where `credits` are given, an allowance and what is topped up, the key is of an account with
-    /// so many.
+    /// The same with so many other keys; and where `credits` are given, an allowance and what is topped up, the key is of an account
+    /// with so many.
     async fn with(limits: Vec<Limit>, credits: Option<(u64, i64)>, others: usize) -> Self {
+        Self::on(On::Memory, limits, credits, others).await.unwrap()
+    }
+
+    /// The same on one or the other. Absent where the machine lacks that.
+    async fn on(on: On, limits: Vec<Limit>, credits: Option<(u64, i64)>, others: usize) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let (clock, hands) = Clock::manual(Time::from_millis(START));
-        let inner = SqliteStore::open(&folder.path().join("db"), OpenMode::Create).await.unwrap();
-        let inner: SharedStore = Arc::new(inner);
+        let (shared, inner): (Shared, SharedStore) = match on {
+            On::Memory => {
+                let inner = SqliteStore::open(&folder.path().join("db"), OpenMode::Create).await.unwrap();
+                let inner: SharedStore = Arc::new(inner);
+                (Shared::Memory(SharedBooks::new(Arc::clone(&inner), clock.clone())), inner)
+            }
+            On::Postgres => {
+                let server = Postgres::start()?;
+                let database = server.new_database();
+                PostgresStore::migrate(&options(&database)).await.unwrap();
+                let inner: SharedStore = Arc::new(connect(&database).await);
+                (Shared::Postgres(Box::new((server, database))), inner)
+            }
+        };
         let alone = Engine::new(Arc::clone(&inner), clock.clone(), Options::default());
         alone.load().await.unwrap();
         let operators_key = async || {
@@ -82,8 +117,29 @@ impl World {
         for _ in 0..others {
             secrets.push(operators_key().await.1);
         }
-        let store = SharedBooks::new(inner, clock.clone());
-        Self { store, clock, hands, key, secret, others: secrets, _folder: folder }
+        Some(Self { shared, clock, hands, key, secret, others: secrets, _folder: folder })
+    }
+
+    /// What the store in memory is.
+    fn store(&self) -> &Arc<SharedBooks> {
+        match &self.shared {
+            Shared::Memory(store) => store,
+            Shared::Postgres(_) => panic!("it is not in memory"),
+        }
+    }
+
+    /// Units that a process holds and has not told to be spent.
+    fn held(&self, process: &Process) -> u64 {
+        match &self.shared {
+            Shared::Memory(store) => store.books().held(process.incarnation()),
+            Shared::Postgres(postgres) => {
+                let (server, database) = &**postgres;
+                let incarnation = u128::from_be_bytes(process.incarnation().0);
+                let of = format!("incarnation = decode('{incarnation:032x}', 'hex')");
+                let sum = server.sql(&database.name, &format!("SELECT coalesce(sum(units), 0) FROM leases WHERE {of}"));
+                sum.trim().parse().unwrap()
+            }
+        }
     }
 
     /// Another process.
@@ -94,7 +150,10 @@ impl World {
         let fence = Duration::from_mins(1);
         let replica = ReplicaOptions { name, fence, poll_interval: Duration::from_millis(20) };
         let options = Options { replica: Some(replica), ..Options::default() };
-        let store: SharedStore = self.store.clone();
+        let store: SharedStore = match &self.shared {
+            Shared::Memory(store) => store.clone(),
+            Shared::Postgres(postgres) => Arc::new(connect(&postgres.1).await),
+        };
         let engine = Arc::new(Engine::new(store, self.clock.clone(), options));
         engine.load().await.unwrap();
         let stop = CancellationToken::new();
@@ -127,6 +186,21 @@ impl World {
             }
         }
     }
+}
+
+fn options(database: &Database) -> PostgresOptions {
+    PostgresOptions {
+        url: database.url().into(),
+        password_file: Some(database.password_file.clone()),
+        connections_max: 8,
+        connect_timeout: PATIENCE,
+        statement_timeout: PATIENCE,
+        log_kept: Duration::from_hours(24),
+    }
+}
+
+async fn connect(database: &Database) -> PostgresStore {
+    PostgresStore::open(&options(database)).await.unwrap()
 }
 
 /// A key of a customer with credits.
@@ -169,7 +243,6 @@ async fn of_customer(engine: &Engine, limits: Vec<Limit>, allowance: u64, topped
         () = engine.serve_leases(std::future::pending()) => unreachable!(),
         adjusted = engine.adjust_credits(&Caller::System, &account.id, &adjustment) => drop(adjusted.unwrap()),
     }
-    engine.return_leases().await.unwrap();
     let new = NewKey {
         account_id: Some(account.id),
         name: "k".to_owned(),
@@ -237,36 +310,17 @@ impl Drop for Process {
 }
 
 /// Three processes, each of which is asked so often at once, admit all that there is and no more.
-async fn admits_exactly(capacity: u64, cost: u64, checks: u64) {
-    let world = World::new(vec![limit(capacity, Period::Day)]).await;
+async fn admits_exactly(on: On, checks: u64, cost: u64, capacity: u64) {
+    let Some(world) = World::on(on, vec![limit(capacity, Period::Day)], None, 0).await else { return };
     let [a, b, c] = world.start_all().await;
     let admitted =
         tokio::join!(a.check_at_once(checks, cost), b.check_at_once(checks, cost), c.check_at_once(checks, cost));
     assert_eq!(admitted.0 + admitted.1 + admitted.2, capacity / cost, "{admitted:?}");
 }
 
-macro_rules! exact {
-    ($($name:ident: $checks:literal at $cost:literal of $capacity:literal;)*) => {
-        $(
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                admits_exactly($capacity, $cost, $checks).await;
-            }
-        )*
-    };
-}
-
-exact! {
-    a_hundred_of_three_hundred: 100 at 1 of 100;
-    fifty_of_three_hundred_that_cost_ten: 100 at 10 of 500;
-    one_of_a_thousand: 334 at 1 of 1;
-    one_that_takes_all: 50 at 7 of 13;
-}
-
 /// As much as there is, one check after the other, each by the next process: leases grow, and are called back.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn in_turn_they_admit_exactly_what_there_is() {
-    let world = World::new(vec![limit(400, Period::Day)]).await;
+async fn in_turn_they_admit_what_there_is(on: On) {
+    let Some(world) = World::on(on, vec![limit(400, Period::Day)], None, 0).await else { return };
     let all: [Process; 3] = world.start_all().await;
     let mut admitted = 0;
     for turn in 0..450 {
@@ -276,40 +330,36 @@ async fn in_turn_they_admit_exactly_what_there_is() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn credits_are_one_purse_for_all() {
-    let world = World::with(vec![], Some((60, 40)), 0).await;
+async fn credits_are_one_purse_for_all(on: On) {
+    let Some(world) = World::on(on, vec![], Some((60, 40)), 0).await else { return };
     let [a, b, c] = world.start_all().await;
     let admitted = tokio::join!(a.check_at_once(70, 1), b.check_at_once(70, 1), c.check_at_once(70, 1));
     assert_eq!(admitted.0 + admitted.1 + admitted.2, 100, "{admitted:?}");
 }
 
-/// The rest of a budget lies with others in parts, each too small.
-async fn scattered() -> (World, [Process; 3], u64) {
-    let world = World::new(vec![limit(80, Period::Day)]).await;
+/// The rest of a budget lies with others in parts, each too small. Returns how much it is.
+async fn scattered(on: On) -> Option<(World, [Process; 3], u64)> {
+    let world = World::on(on, vec![limit(80, Period::Day)], None, 0).await?;
     let all: [Process; 3] = world.start_all().await;
     for process in &all[..2] {
         for cost in [10, 1] {
             assert_eq!(process.verdict(cost).await, Verdict::Allowed);
         }
+        assert!(world.held(process) > 1, "nothing is leased beyond what is spent");
     }
-    let held = |process: &Process| world.store.books().held(process.incarnation());
-    assert!(held(&all[0]) > 1 && held(&all[1]) > 1, "nothing is leased beyond what is spent");
-    (world, all, 80 - 2 * 11)
+    Some((world, all, 80 - 2 * 11))
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn units_that_others_hold_are_found() {
-    let (_world, [a, b, c], left) = scattered().await;
+async fn units_that_others_hold_are_found(on: On) {
+    let Some((_world, [a, b, c], left)) = scattered(on).await else { return };
     assert_eq!(c.verdict(left).await, Verdict::Allowed);
     for process in [a, b, c] {
         assert_eq!(process.verdict(1).await, Verdict::RateLimited);
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_does_not_give_back_is_waited_for_a_second() {
-    let (world, [mut a, b, c], left) = scattered().await;
+async fn who_does_not_give_back_is_waited_for_a_second(on: On) {
+    let Some((world, [mut a, b, c], left)) = scattered(on).await else { return };
     a.fall_deaf();
     let (verdict, passed) = world.pass_until(c.verdict(left)).await;
     assert_eq!(verdict, Verdict::RateLimited);
@@ -322,6 +372,41 @@ async fn who_does_not_give_back_is_waited_for_a_second() {
     drop((a, b));
 }
 
+macro_rules! on_both {
+    ($($name:ident: $run:ident($($argument:expr),*);)*) => {
+        mod memory {
+            use super::*;
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() {
+                    $run(On::Memory $(, $argument)*).await;
+                }
+            )*
+        }
+
+        mod postgres {
+            use super::*;
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() {
+                    $run(On::Postgres $(, $argument)*).await;
+                }
+            )*
+        }
+    };
+}
+
+on_both! {
+    a_hundred_of_three_hundred: admits_exactly(100, 1, 100);
+    fifty_of_three_hundred_that_cost_ten: admits_exactly(100, 10, 500);
+    one_of_a_thousand: admits_exactly(334, 1, 1);
+    one_that_takes_all: admits_exactly(50, 7, 13);
+    in_turn: in_turn_they_admit_what_there_is();
+    credits: credits_are_one_purse_for_all();
+    units_elsewhere: units_that_others_hold_are_found();
+    units_that_do_not_come: who_does_not_give_back_is_waited_for_a_second();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_denial_is_remembered_for_a_second() {
     let world = World::new(vec![limit(20, Period::Day)]).await;
@@ -332,18 +417,18 @@ async fn a_denial_is_remembered_for_a_second() {
     let now = world.clock.now();
     assert_eq!(b.engine.check_operation(&check, &id, now).await.unwrap().verdict, Verdict::Allowed);
     assert_eq!(a.verdict(1).await, Verdict::RateLimited);
-    let asked = world.store.books().needing;
+    let asked = world.store().books().needing;
     for _ in 0..9 {
         world.hands.advance(SECOND / 10);
         assert_eq!(a.check_at_once(20, 1).await, 0);
     }
-    assert_eq!(world.store.books().needing, asked, "within a second nothing is asked");
+    assert_eq!(world.store().books().needing, asked, "within a second nothing is asked");
     for second in 1..=5 {
         for _ in 0..10 {
             world.hands.advance(SECOND / 10);
             assert_eq!(a.check_at_once(20, 1).await, 0);
         }
-        let asked = world.store.books().needing - asked;
+        let asked = world.store().books().needing - asked;
         assert!((1..=second + 1).contains(&asked), "{asked} times in {second} seconds");
     }
 }
@@ -403,10 +488,10 @@ async fn nothing_that_was_forgotten_is_spent_or_told() {
         assert_eq!(a.verdict(cost).await, Verdict::Allowed);
     }
     let before = a.incarnation();
-    let leased = world.store.books().held(before);
+    let leased = world.store().books().held(before);
     assert!(leased > 1);
     // An operation is under way meanwhile: what it has reserved is of the old name.
-    let gate = world.store.gate.lock().await;
+    let gate = world.store().gate.lock().await;
     let operation = tokio::spawn({
         let (engine, secret) = (Arc::clone(&a.engine), a.secret.clone());
         async move {
@@ -415,8 +500,8 @@ async fn nothing_that_was_forgotten_is_spent_or_told() {
             engine.check_operation(&check, &OperationId::parse("op").unwrap(), engine.clock().now()).await
         }
     });
-    tokio::time::timeout(PATIENCE, world.store.at_gate.notified()).await.unwrap();
-    world.store.books().close(before);
+    tokio::time::timeout(PATIENCE, world.store().at_gate.notified()).await.unwrap();
+    world.store().books().close(before);
     let after = Incarnation([9; 16]);
     a.engine.forget_leases(after).await;
     assert_eq!(a.incarnation(), after);
@@ -431,7 +516,7 @@ async fn nothing_that_was_forgotten_is_spent_or_told() {
     assert_eq!(admitted, left, "what was leased before counts as spent");
     assert_eq!(b.verdict(1).await, Verdict::RateLimited);
     a.engine.return_leases().await.unwrap();
-    assert_eq!(world.store.books().held(after), 0);
+    assert_eq!(world.store().books().held(after), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -443,7 +528,7 @@ async fn what_was_granted_is_remembered() {
         assert_eq!(a.verdict(cost).await, Verdict::Allowed);
     }
     let remembered = a.engine.remembered_budgets();
-    let held = world.store.books().held(a.incarnation());
+    let held = world.held(&a);
     assert!(held > 2);
     let mut left = 0;
     for (id, state) in remembered {

@@ -9,7 +9,8 @@ use tollgate::store::{
     Uncertain, UncertainRow,
 };
 
-use crate::records::{NOW, close_leases, register};
+use crate::records::NOW;
+use crate::replication::{close_leases, register_if_shared};
 
 const FIRST: Incarnation = Incarnation([1; 16]);
 const SECOND: Incarnation = Incarnation([2; 16]);
@@ -39,7 +40,7 @@ fn ask(account: &str, limit: &Limit, wanted: u64) -> LeaseAsk {
 }
 
 async fn lease(store: &SharedStore, incarnation: Incarnation, now: Time, asks: Vec<LeaseAsk>) -> Vec<Leased> {
-    register(store, incarnation).await;
+    register_if_shared(store, incarnation).await;
     store.lease(&LeaseBatch { incarnation, now, asks, released: Vec::new() }).await.unwrap()
 }
 

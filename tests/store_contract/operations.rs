@@ -10,7 +10,8 @@ use tollgate::store::{
     OperationCharge, Recorded, Refund, SharedStore, Uncertain, UsageOf, UsageQuery, Write,
 };
 
-use crate::records::{NOW, account, close_leases, commit, key, key_id, plan, register, secret};
+use crate::records::{NOW, account, commit, key, key_id, plan, secret};
+use crate::replication::{close_leases, register_if_shared};
 
 const PROCESS: Incarnation = Incarnation([1; 16]);
 const OTHER_PROCESS: Incarnation = Incarnation([2; 16]);
@@ -48,7 +49,7 @@ async fn lease(store: &SharedStore, by: Incarnation, algorithm: Algorithm, now: 
         ahead: 0,
         ahead_cell: None,
     }];
-    register(store, by).await;
+    register_if_shared(store, by).await;
     let leased = store.lease(&LeaseBatch { incarnation: by, now, asks, released: Vec::new() }).await.unwrap().remove(0);
     assert_eq!(leased.granted, wanted);
     (leased.state.slot(), leased.state.available(&rule))
@@ -96,7 +97,7 @@ fn named(account: &str, name: &str, operation: Operation) -> NamedOperation {
 }
 
 async fn record(store: &SharedStore, now: Time, operations: Vec<NamedOperation>) -> Vec<Recorded> {
-    register(store, PROCESS).await;
+    register_if_shared(store, PROCESS).await;
     store.record_operations(&OperationBatch { incarnation: PROCESS, now, operations }).await.unwrap()
 }
 

@@ -1,16 +1,12 @@
 //! Records to write, made from small numbers.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use tollgate::domain::{
     Account, AccountId, AccountStatus, Algorithm, CreditOverride, Environment, Key, KeyId, KeyStatus, Limit, LimitName,
     Period, Plan, PlanId, Policy, Restrictions, Revision, Scope, SecretHash, Time, TimeZone, TopUps,
 };
-use tollgate::store::{
-    AuditEvent, Closed, Closing, Commit, CommitError, Incarnation, KeyQuery, Registration, Replica, SharedStore,
-    StoredSecret, Write,
-};
+use tollgate::store::{AuditEvent, Commit, CommitError, KeyQuery, SharedStore, StoredSecret, Write};
 
 pub(crate) const NOW: Time = Time::from_millis(1_800_000_000_000);
 
@@ -160,23 +156,4 @@ pub(crate) fn all_keys() -> KeyQuery {
         rows_max: 1_000_000,
         now: NOW,
     }
-}
-
-/// The process counts, where several share the store.
-pub(crate) async fn register(store: &SharedStore, incarnation: Incarnation) {
-    if let Some(replication) = store.replication() {
-        let replica = Replica { incarnation, name: format!("{incarnation:?}"), fence: Duration::from_secs(5) };
-        assert_eq!(replication.register(&replica).await.unwrap(), Registration::Done);
-    }
-}
-
-/// Closes leases after all others of the processes `[1; 16]` to `[9; 16]` have ended, or their ends have been noticed.
-pub(crate) async fn close_leases(store: &SharedStore, closing: Closing<'_>) -> Closed {
-    for number in 1..=9 {
-        let incarnation = Incarnation([number; 16]);
-        if let Some(replication) = store.replication().filter(|_| incarnation != closing.survivor) {
-            replication.depart(incarnation).await.unwrap();
-        }
-    }
-    store.close_leases(&closing).await.unwrap()
 }

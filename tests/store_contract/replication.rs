@@ -5,8 +5,8 @@ use std::time::Duration;
 use sqlx::{Connection as _, Row as _};
 use tollgate::domain::{AccountId, KeyStatus, PlanId, Revision, Revocation};
 use tollgate::store::{
-    ChangedRecords, Changes, Closing, Incarnation, LogPosition, Poll, Polled, Registration, Replica, Replication,
-    SharedStore, Standing, Uncertain, Write,
+    ChangedRecords, Changes, Closed, Closing, Incarnation, LogPosition, Poll, Polled, Registration, Replica,
+    Replication, SharedStore, Standing, Uncertain, Write,
 };
 
 use crate::Shared;
@@ -31,8 +31,26 @@ pub(crate) async fn register(store: &SharedStore, incarnation: Incarnation) {
     assert_eq!(replication(store).register(&replica(incarnation)).await.unwrap(), Registration::Done);
 }
 
+/// The process counts, where several share the store.
+pub(crate) async fn register_if_shared(store: &SharedStore, incarnation: Incarnation) {
+    if store.replication().is_some() {
+        register(store, incarnation).await;
+    }
+}
+
+/// Closes leases after all others of the processes `[1; 16]` to `[9; 16]` have ended, or their ends have been noticed.
+pub(crate) async fn close_leases(store: &SharedStore, closing: Closing<'_>) -> Closed {
+    for number in 1..=9 {
+        let incarnation = Incarnation([number; 16]);
+        if let Some(replication) = store.replication().filter(|_| incarnation != closing.survivor) {
+            replication.depart(incarnation).await.unwrap();
+        }
+    }
+    store.close_leases(&closing).await.unwrap()
+}
+
 pub(crate) async fn poll(store: &SharedStore, incarnation: Incarnation, position: LogPosition, beat: i64) -> Polled {
-    let poll = Poll { incarnation, position, beat, beat_confirmed: beat - 1 };
+    let poll = Poll { incarnation, position, beat, beat_confirmed: beat - 1, flushed: NOW };
     replication(store).poll(&poll).await.unwrap()
 }
 
@@ -232,7 +250,7 @@ pub(crate) async fn another_history_is_noticed(shared: Shared) {
     assert_eq!(poll(store, SECOND, at, 1).await.peers[0].acknowledged, Revision::ZERO);
 
     shared.sql("UPDATE replicas SET beat = 3").await;
-    let behind = Poll { incarnation: FIRST, position: at, beat: 10, beat_confirmed: 5 };
+    let behind = Poll { incarnation: FIRST, position: at, beat: 10, beat_confirmed: 5, flushed: NOW };
     for _ in 0..2 {
         assert_eq!(replication(store).poll(&behind).await.unwrap().standing, moved, "its beat went back, for good");
     }
@@ -334,10 +352,12 @@ pub(crate) async fn hints_come_with_changes_and_after_a_break(shared: Shared) {
     let revision = with_account(&other).await;
     next().await;
     let mut connection = shared.connect().await;
+    let mut ended: Vec<i32> = Vec::new();
     for _ in 0..2 {
-        let listeners = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%'";
-        let listener: i32 = sqlx::query(listeners).fetch_one(&mut connection).await.unwrap().get(0);
-        sqlx::query("SELECT pg_terminate_backend($1)").bind(listener).execute(&mut connection).await.unwrap();
+        let listeners = "SELECT pg_terminate_backend(pid), pid FROM pg_stat_activity
+             WHERE datname = current_database() AND query LIKE 'LISTEN%' AND pid <> ALL ($1)";
+        let listener = sqlx::query(listeners).bind(&ended).fetch_one(&mut connection).await.unwrap();
+        ended.push(listener.get(1));
         // Something may have been missed.
         next().await;
     }

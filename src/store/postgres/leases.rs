@@ -111,10 +111,17 @@ pub(super) async fn lease(database: &Database, beats: &Beats, batch: &LeaseBatch
         let make_room = sqlx::query(MAKE_ROOM.as_str()).bind(batch.incarnation.0.as_slice()).bind(&ids);
         refusal(&database.one(make_room).await?, confirmed)?;
         if ids.is_empty() {
-            return Ok(Vec::new());
+            return release(database, batch).await.map(|()| Vec::new());
         }
     }
     Err(StoreError::Unavailable("rows of budgets that were made are not there".to_owned()))
+}
+
+/// Where that is all there is to say: nothing is held of these budgets that were called back.
+async fn release(database: &Database, batch: &LeaseBatch) -> Result<(), StoreError> {
+    let released: Vec<&str> = batch.released.iter().map(BudgetId::as_str).collect();
+    let forget = sqlx::query("DELETE FROM recalls WHERE incarnation = $1 AND budget = ANY ($2)");
+    database.all(forget.bind(batch.incarnation.0.as_slice()).bind(released)).await.map(drop)
 }
 
 async fn grant(
@@ -140,6 +147,7 @@ async fn grant(
     let short: Vec<&str> =
         asked().filter(|(ask, one)| one.granted < ask.needed).map(|(ask, _)| ask.budget.as_str()).collect();
     let recalled: Vec<&str> = batch.asks.iter().filter(|ask| ask.recalled).map(|ask| ask.budget.as_str()).collect();
+    let recalled: Vec<&str> = recalled.into_iter().chain(batch.released.iter().map(BudgetId::as_str)).collect();
     let (ids, states): (Vec<&str>, Vec<&str>) = states.iter().map(|(id, state)| (*id, state.as_str())).unzip();
     let bases: Vec<i64> = moves.iter().map(|(_, change)| change.base).collect();
     let accounts: Vec<&str> = moves.iter().map(|(_, change)| change.account).collect();

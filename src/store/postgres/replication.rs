@@ -12,6 +12,7 @@ use sqlx::postgres::PgRow;
 use super::database::Database;
 use super::leases::fetch_all;
 use super::standing::{Beats, is_moved};
+use crate::ambient::random;
 use crate::domain::{BudgetId, PlanId, Revision, Time};
 use crate::store::shared::intern::Intern;
 use crate::store::shared::{packed, rows};
@@ -28,6 +29,8 @@ pub(super) fn millis(time: Duration) -> i64 {
     i64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(i64::MAX)
 }
 
+/// It takes a revision, though nothing is changed: so a database that goes back to before it is told from one in which the process
+/// was taken out.
 pub(super) async fn register(database: &Database, replica: &Replica) -> Result<Registration, StoreError> {
     static LOCK: LazyLock<String> =
         LazyLock::new(|| format!("SELECT {} FROM sequence AS s WHERE s.id = 1 FOR UPDATE OF s", is_moved()));
@@ -44,6 +47,13 @@ pub(super) async fn register(database: &Database, replica: &Replica) -> Result<R
     );
     let insert = insert.bind(replica.incarnation.0.as_slice()).bind(&replica.name).bind(millis(replica.fence).max(1));
     fetch_all(&mut transaction, insert).await?;
+    let mut stamp = [0; 8];
+    random::fill(&mut stamp).map_err(|error| StoreError::Unavailable(error.to_string()))?;
+    let taken = sqlx::query(
+        "WITH taken AS (UPDATE sequence SET revision = revision + 1 WHERE id = 1 RETURNING revision)
+         INSERT INTO commits (revision, stamp) SELECT revision, $1 FROM taken",
+    );
+    fetch_all(&mut transaction, taken.bind(i64::from_be_bytes(stamp))).await?;
     transaction.commit().await?;
     Ok(Registration::Done)
 }

@@ -189,6 +189,16 @@ async fn adopt_in(transaction: &mut Transaction, now: Time) -> Result<Revision, 
 
 /// The database is from now on what it is: all that was leased counts as spent, and who has not restated is out.
 async fn end(transaction: &mut Transaction, now: Time) -> Result<Revision, StoreError> {
+    static END: LazyLock<String> = LazyLock::new(|| {
+        format!(
+            "WITH ended AS (
+               UPDATE sequence SET lineage = {LINEAGE}, moving = NULL, moving_since = NULL, moving_floor = 0,
+                 revision = greatest(revision, moving_floor) + 1
+               WHERE id = 1 RETURNING revision),
+             told AS MATERIALIZED (SELECT pg_notify('tollgate', ''))
+             INSERT INTO commits (revision, stamp) SELECT ended.revision, $1 FROM ended, told RETURNING revision"
+        )
+    });
     let uncertain = sqlx::query(
         "WITH ended AS (DELETE FROM leases RETURNING account, budget, units),
          forgotten AS (DELETE FROM recalls)
@@ -205,16 +215,6 @@ async fn end(transaction: &mut Transaction, now: Time) -> Result<Revision, Store
     fetch_all(transaction, out).await?;
     let mut stamp = [0; 8];
     random::fill(&mut stamp).map_err(|error| StoreError::Unavailable(error.to_string()))?;
-    static END: LazyLock<String> = LazyLock::new(|| {
-        format!(
-            "WITH ended AS (
-               UPDATE sequence SET lineage = {LINEAGE}, moving = NULL, moving_since = NULL, moving_floor = 0,
-                 revision = greatest(revision, moving_floor) + 1
-               WHERE id = 1 RETURNING revision),
-             told AS MATERIALIZED (SELECT pg_notify('tollgate', ''))
-             INSERT INTO commits (revision, stamp) SELECT ended.revision, $1 FROM ended, told RETURNING revision"
-        )
-    });
     let row = fetch_all(transaction, sqlx::query(END.as_str()).bind(i64::from_be_bytes(stamp))).await?.pop();
     Ok(Revision::new(row.ok_or(sqlx::Error::RowNotFound)?.try_get(0)?))
 }

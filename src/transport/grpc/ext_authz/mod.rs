@@ -54,7 +54,7 @@ impl ExtAuthz {
         let settings = &self.0.edge.settings;
         let view = || wire::check_request(message).map_err(|_| Status::invalid_argument("the message does not decode"));
         if self.0.require_serving().is_err() {
-            return Ok(self.fault(&Fault::Unavailable("the index is being loaded".to_owned()), &view()?));
+            return self.fault(&Fault::Unavailable("the index is being loaded".to_owned()), &view()?);
         }
         let now = self.0.engine.clock().now();
         let asker = self.0.asker(metadata, peer, now).inspect_err(|status| {
@@ -65,7 +65,7 @@ impl ExtAuthz {
         let view = view()?;
         let policy = match view.policy() {
             Ok(policy) => policy,
-            Err(fault) => return Ok(self.fault(&fault, &view)),
+            Err(fault) => return self.fault(&fault, &view),
         };
         let format = policy.message_format.unwrap_or(settings.message_format);
         // Somebody who speaks for another is no client, also where what it says of the other is not to be believed.
@@ -84,18 +84,26 @@ impl ExtAuthz {
         };
         let decision = match self.0.edge.decide(&inquiry, now).await {
             Ok(decision) => decision,
-            Err(fault) => return Ok(self.fault(&fault, &view)),
+            Err(fault) => return self.fault(&fault, &view),
         };
         let about = answer::About { settings, request_id: view.request_id(), format, grpc: view.is_grpc(), now };
         Ok(about.answer(decision))
     }
 
-    fn fault(&self, fault: &Fault, view: &View<'_>) -> CheckResponse {
+    /// As an `error_response`; but where others share the store, one of them may be able to decide: then it is a status, of which
+    /// alone Envoy's retries take notice.
+    fn fault(&self, fault: &Fault, view: &View<'_>) -> Result<CheckResponse, Status> {
         let edge = &self.0.edge;
         edge.faults.tell(fault);
+        if let Fault::Unavailable(message) = fault
+            && self.0.engine.is_shared()
+        {
+            return Err(Status::unavailable(message));
+        }
         let (settings, now) = (&edge.settings, self.0.engine.clock().now());
         let format = settings.message_format;
-        answer::About { settings, request_id: view.request_id(), format, grpc: view.is_grpc(), now }.fault(fault)
+        let about = answer::About { settings, request_id: view.request_id(), format, grpc: view.is_grpc(), now };
+        Ok(about.fault(fault))
     }
 }
 

@@ -12,6 +12,8 @@
 //! In a fixed window they are those of the next window. In a sliding one, this slot's window and the next slot's
 //! overlap, and each grant is held against both.
 
+mod merge;
+
 use std::cmp::Ordering;
 
 use serde::{Deserialize, Serialize};
@@ -162,38 +164,6 @@ impl State {
         }
     }
 
-    /// Takes in another state of the same limit, of which it is not known what the two have in common: moves on to the later
-    /// window, and counts of each slot the most that either has granted.
-    pub fn most(&mut self, other: &Self) {
-        match (&mut self.0, &other.0) {
-            (
-                Inner::Fixed { window, granted, ahead },
-                Inner::Fixed { window: other, granted: other_granted, ahead: other_ahead },
-            ) => {
-                let (mine, theirs) = ((*window, *granted, *ahead), (*other, *other_granted, *other_ahead));
-                let is_later = (other.start, other.end) > (window.start, window.end);
-                let (earlier, later) = if is_later { (mine, theirs) } else { (theirs, mine) };
-                let (here, next) = carried(earlier, later.0);
-                (*window, *granted, *ahead) = (later.0, later.1.max(here), later.2.max(next));
-            }
-            (
-                Inner::Sliding { slot_micros, newest, granted },
-                Inner::Sliding { slot_micros: other_micros, newest: later, granted: others },
-            ) if slot_micros == other_micros => {
-                for (slot, units) in others {
-                    raise(granted, *slot, *units);
-                }
-                slide(*later, newest, granted);
-            }
-            // Not of the same limit, so no count of one says anything of the other's slots.
-            _ => {
-                if other.bounds().start > self.bounds().start {
-                    *self = other.clone();
-                }
-            }
-        }
-    }
-
     /// Where it has advanced to.
     #[must_use]
     pub const fn slot(&self) -> Slot {
@@ -262,7 +232,8 @@ impl State {
 
     /// Grants as many of the units as may be, and returns how many.
     pub fn grant(&mut self, rule: &Rule, wanted: u64) -> u64 {
-        let units = wanted.min(self.available(rule));
+        let available = if cfg!(feature = "mutate-capacity") { rule.capacity } else { self.available(rule) };
+        let units = wanted.min(available);
         match &mut self.0 {
             Inner::Fixed { granted, .. } => *granted = granted.saturating_add(units),
             Inner::Sliding { newest, granted, .. } => add(granted, *newest, units),
@@ -366,20 +337,6 @@ fn begin(later: Window, window: &mut Window, granted: &mut u64, ahead: &mut u64)
     *window = Window { start: later.start.max(window.end), end: later.end };
 }
 
-/// What a fixed window and the one that it was granted ahead of tell of one that begins no earlier: units of it, and of that which
-/// begins where it ends.
-fn carried((window, granted, ahead): (Window, u64, u64), later: Window) -> (u64, u64) {
-    if window == later {
-        return (granted, ahead);
-    }
-    match later.start.cmp(&window.end) {
-        // A part of it lies in the later one.
-        Ordering::Less => (granted.saturating_add(ahead), 0),
-        Ordering::Equal => (ahead, 0),
-        Ordering::Greater => (0, 0),
-    }
-}
-
 /// Moves a sliding window on to a slot, unless that is an earlier one.
 fn slide(slot: i64, newest: &mut i64, granted: &mut Vec<(i64, u64)>) {
     *newest = slot.max(*newest);
@@ -394,15 +351,6 @@ fn add(granted: &mut Vec<(i64, u64)>, slot: i64, units: u64) {
     let place = granted.partition_point(|(number, _)| *number < slot);
     match granted.get_mut(place) {
         Some((number, sum)) if *number == slot => *sum = sum.saturating_add(units),
-        Some(_) | None => granted.insert(place, (slot, units)),
-    }
-}
-
-/// So many units of a slot, unless more are granted already.
-fn raise(granted: &mut Vec<(i64, u64)>, slot: i64, units: u64) {
-    let place = granted.partition_point(|(number, _)| *number < slot);
-    match granted.get_mut(place) {
-        Some((number, sum)) if *number == slot => *sum = (*sum).max(units),
         Some(_) | None => granted.insert(place, (slot, units)),
     }
 }
@@ -430,12 +378,12 @@ mod tests {
     use super::*;
     use crate::domain::{LimitName, Period};
 
-    fn limit(capacity: u64, period: Period, algorithm: Algorithm) -> Rule {
+    pub(super) fn limit(capacity: u64, period: Period, algorithm: Algorithm) -> Rule {
         Rule::of(&Limit { name: LimitName::parse("l").unwrap(), capacity, period, algorithm })
     }
 
     /// Asks for units at a time; all or nothing.
-    fn take(state: &mut State, rule: &Rule, millis: i64, units: u64) -> bool {
+    pub(super) fn take(state: &mut State, rule: &Rule, millis: i64, units: u64) -> bool {
         state.advance(rule, &TimeZone::UTC, Time::from_millis(millis));
         let enough = state.available(rule) >= units;
         if enough {
@@ -444,7 +392,7 @@ mod tests {
         enough
     }
 
-    fn fresh(rule: &Rule, millis: i64) -> State {
+    pub(super) fn fresh(rule: &Rule, millis: i64) -> State {
         State::new(rule, &TimeZone::UTC, Time::from_millis(millis))
     }
 
@@ -562,7 +510,7 @@ mod tests {
     }
 
     /// One call: how far the clock moves, back or forth, and what is asked for.
-    fn calls() -> impl Strategy<Value = Vec<(i64, u64)>> {
+    pub(super) fn calls() -> impl Strategy<Value = Vec<(i64, u64)>> {
         let step = prop_oneof![8 => 0_i64..3_000, 2 => 0_i64..100_000, 1 => -200_000_i64..0];
         prop::collection::vec((step, 0_u64..8), 1..200)
     }

@@ -1,0 +1,198 @@
+//! After the database went back to an earlier state.
+
+use std::time::Duration;
+
+use tollgate::decision::quota::State;
+use tollgate::domain::{AccountId, BudgetId, Key, KeyId, KeyStatus, Revision, Revocation};
+use tollgate::store::{
+    Incarnation, LeaseAsk, LogPosition, Peer, Registration, Restatement, SharedStore, Standing, UncertainRow,
+};
+
+use crate::Shared;
+use crate::records::{NOW, insert, key, key_id, with_account};
+use crate::replication::{FENCE, FIRST, SECOND, THIRD, poll, position, register, replica, replication, silence};
+use crate::shared_leases::{ask, lease, try_lease};
+
+fn restatement(incarnation: Incarnation, budgets: Vec<(BudgetId, State)>) -> Restatement {
+    Restatement { replica: replica(incarnation), revision: Revision::new(50), peers: vec![], budgets, revoked: vec![] }
+}
+
+async fn restate(store: &SharedStore, incarnation: Incarnation, budgets: Vec<(BudgetId, State)>) {
+    assert_eq!(replication(store).restate(&restatement(incarnation, budgets)).await.unwrap(), []);
+}
+
+async fn conclude(store: &SharedStore, incarnation: Incarnation) -> bool {
+    replication(store).conclude_restating(incarnation, NOW).await.unwrap()
+}
+
+async fn standing(store: &SharedStore, incarnation: Incarnation, beat: i64) -> Standing {
+    let at = position(store).await;
+    poll(store, incarnation, at, beat).await.standing
+}
+
+/// A state of the budget of [`ask`] of which so many units were granted.
+async fn granted(store: &SharedStore, units: u64) -> State {
+    let rule = ask("x", 0).rule;
+    let mut state = lease(store, FIRST, ask("x", 0)).await.state;
+    assert_eq!(state.grant(&rule, units), units);
+    state
+}
+
+/// The database is now one that another has written.
+async fn move_away(shared: &Shared) {
+    shared.sql("UPDATE sequence SET lineage = 'another/00000001'").await;
+}
+
+pub(crate) async fn what_processes_know_is_merged_before_anything_is_granted(shared: Shared) {
+    let store = &shared.store;
+    with_account(store).await;
+    insert(store, vec![(1, key(1, "a")), (2, key(2, "a"))]).await;
+    let revoked = KeyStatus::Revoked(Revocation { time: NOW, reason: String::new(), actor: String::new() });
+    insert(store, vec![(3, Key { status: revoked, ..key(3, "a") })]).await;
+    register(store, FIRST).await;
+    register(store, SECOND).await;
+    for (name, units) in [("b", 4), ("c", 9)] {
+        lease(store, FIRST, ask(name, units)).await;
+    }
+    lease(store, SECOND, LeaseAsk { needed: 0, ..ask("b", 1) }).await;
+    assert_eq!(standing(store, FIRST, 1).await, Standing::Registered);
+    let known = [granted(store, 7).await, granted(store, 8).await, granted(store, 3).await];
+    let [seven, eight, three] = known;
+    let before = position(store).await;
+    move_away(&shared).await;
+
+    let budget = |name: &str| BudgetId::stored(name.to_owned());
+    assert_eq!(standing(store, FIRST, 2).await, Standing::Moved { restated: false });
+    let first = Restatement {
+        revoked: [2, 3, 4].map(key_id).to_vec(),
+        ..restatement(FIRST, vec![(budget("b"), seven), (budget("c"), three.clone()), (budget("new"), three)])
+    };
+    let open: Vec<KeyId> = replication(store).restate(&first).await.unwrap();
+    assert_eq!(open, [key_id(2)], "one is revoked, and one was never there");
+    assert!(!conclude(store, FIRST).await);
+    assert_eq!(standing(store, FIRST, 3).await, Standing::Moved { restated: true });
+    assert_eq!(standing(store, SECOND, 1).await, Standing::Moved { restated: false });
+    assert!(try_lease(store, FIRST, vec![ask("b", 1)]).await.is_err());
+    assert_eq!(replication(store).register(&replica(THIRD)).await.unwrap(), Registration::Moved);
+    restate(store, SECOND, vec![(budget("b"), eight)]).await;
+    assert!(try_lease(store, SECOND, vec![ask("b", 1)]).await.is_err());
+    // Revocations are written while the database is restated.
+    insert(store, vec![(5, key(5, "a"))]).await;
+    assert!(conclude(store, SECOND).await);
+    assert!(conclude(store, FIRST).await, "it has ended");
+
+    let after = position(store).await;
+    assert_eq!(after.revision, Revision::new(51), "above all that anybody was told");
+    for (incarnation, beat) in [(FIRST, 4), (SECOND, 2)] {
+        assert_eq!(standing(store, incarnation, beat).await, Standing::Registered);
+        // Revisions that the database had lost are of another history for good.
+        let lost = LogPosition { revision: Revision::new(40), stamp: 1 };
+        assert_eq!(poll(store, incarnation, lost, beat + 1).await.standing, Standing::Moved { restated: false });
+        assert_eq!(poll(store, incarnation, before, beat + 2).await.standing, Standing::Registered);
+    }
+    // Each stands at the most that anybody was told, and what was leased is spent.
+    for (name, left) in [("b", 2), ("c", 1), ("new", 7)] {
+        assert_eq!(lease(store, FIRST, LeaseAsk { needed: 9, ..ask(name, 9) }).await.granted, left, "{name}");
+    }
+    let uncertain = store.uncertain(&AccountId::parse("acct_a").unwrap(), None, NOW.hour()..NOW.hour() + 1, 9).await;
+    let row = |name: &str, units| UncertainRow { budget: budget(name), hour: NOW.hour(), given_back: false, units };
+    assert_eq!(uncertain.unwrap(), [row("b", 5), row("c", 9)]);
+}
+
+pub(crate) async fn who_never_comes_is_waited_for_and_given_up(shared: Shared) {
+    let store = &shared.store;
+    for incarnation in [FIRST, SECOND, THIRD] {
+        register(store, incarnation).await;
+    }
+    move_away(&shared).await;
+    restate(store, FIRST, vec![]).await;
+    restate(store, SECOND, vec![]).await;
+    // One that polls and does not restate is waited for, and so is one that was silent before the move.
+    silence(&shared, THIRD).await;
+    assert!(!conclude(store, FIRST).await && !conclude(store, SECOND).await);
+    assert!(!conclude(store, SECOND).await);
+    shared.sql("UPDATE sequence SET moving_since = moving_since - interval '1 hour'").await;
+    assert_eq!(standing(store, THIRD, 1).await, Standing::Moved { restated: false });
+    assert!(!conclude(store, FIRST).await, "it was there a moment ago");
+    silence(&shared, THIRD).await;
+    assert!(conclude(store, FIRST).await);
+    assert_eq!(standing(store, FIRST, 1).await, Standing::Registered);
+    assert_eq!(standing(store, SECOND, 1).await, Standing::Registered);
+    assert_eq!(standing(store, THIRD, 2).await, Standing::Buried);
+    assert_eq!(shared.sql("SELECT lineage LIKE 'another%' FROM sequence").await, "f");
+}
+
+pub(crate) async fn a_process_of_which_the_database_does_not_know_is_waited_for(shared: Shared) {
+    let store = &shared.store;
+    register(store, FIRST).await;
+    assert_eq!(standing(store, FIRST, 7).await, Standing::Moved { restated: false }, "its beats are lost");
+    let missing = Peer {
+        incarnation: SECOND,
+        name: "the second".to_owned(),
+        fence: FENCE,
+        acknowledged: Revision::ZERO,
+        silence: Duration::ZERO,
+        flushed: NOW,
+    };
+    let told = Restatement { peers: vec![missing], ..restatement(FIRST, vec![]) };
+    assert_eq!(replication(store).restate(&told).await.unwrap(), []);
+    assert!(!conclude(store, FIRST).await);
+    assert_eq!(standing(store, SECOND, 99).await, Standing::Moved { restated: false });
+    restate(store, SECOND, vec![]).await;
+    assert!(conclude(store, SECOND).await);
+    for (incarnation, beat) in [(FIRST, 8), (SECOND, 100)] {
+        assert_eq!(standing(store, incarnation, beat).await, Standing::Registered);
+    }
+}
+
+pub(crate) async fn many_budgets_are_restated(shared: Shared) {
+    let store = &shared.store;
+    register(store, FIRST).await;
+    register(store, SECOND).await;
+    let (three, five) = (granted(store, 3).await, granted(store, 5).await);
+    move_away(&shared).await;
+    let budgets = |state: &State, reversed: bool| {
+        let mut budgets: Vec<_> = (0..5_000).map(|i| (BudgetId::stored(format!("b{i}")), state.clone())).collect();
+        if reversed {
+            budgets.reverse();
+        }
+        budgets
+    };
+    let (first, second) = tokio::join!(
+        tokio::spawn({
+            let (store, budgets) = (store.clone(), budgets(&three, false));
+            async move { restate(&store, FIRST, budgets).await }
+        }),
+        tokio::spawn({
+            let (store, budgets) = (store.clone(), budgets(&five, true));
+            async move { restate(&store, SECOND, budgets).await }
+        }),
+    );
+    first.unwrap();
+    second.unwrap();
+    assert!(!conclude(store, FIRST).await && conclude(store, SECOND).await);
+    let asks = (0..5_000).map(|i| LeaseAsk { needed: 9, ..ask(&format!("b{i}"), 9) }).collect();
+    let leased = try_lease(store, FIRST, asks).await.unwrap();
+    assert!(leased.iter().all(|leased| leased.granted == 5));
+}
+
+pub(crate) async fn a_database_is_adopted_where_nobody_is_left(shared: Shared) {
+    let store = &shared.store;
+    let adopt = async || replication(store).adopt(NOW).await;
+    register(store, FIRST).await;
+    lease(store, FIRST, ask("b", 4)).await;
+    move_away(&shared).await;
+    let refused = adopt().await.unwrap_err().to_string();
+    assert!(refused.contains("process 1"), "{refused}");
+    restate(store, FIRST, vec![]).await;
+    silence(&shared, FIRST).await;
+    shared.sql("UPDATE sequence SET moving_since = moving_since - interval '1 hour'").await;
+    shared.sql("UPDATE replicas SET restated = (SELECT moving FROM sequence)").await;
+    assert!(adopt().await.is_err(), "it remembers, and has said so");
+    shared.sql("UPDATE replicas SET restated = NULL").await;
+    assert_eq!(adopt().await.unwrap(), Revision::new(51));
+    assert_eq!(position(store).await.revision, Revision::new(51));
+    assert_eq!(standing(store, FIRST, 1).await, Standing::Buried);
+    register(store, SECOND).await;
+    assert_eq!(lease(store, SECOND, LeaseAsk { needed: 9, ..ask("b", 9) }).await.granted, 6);
+}
