@@ -3,7 +3,6 @@
 #![cfg(test)]
 
 #[path = "store_contract/records.rs"]
-#[expect(dead_code, reason = "the contract's cases use more of it")]
 mod records;
 
 use std::io::{BufRead as _, BufReader};
