@@ -1,7 +1,7 @@
 # The commands of a developer's day; `make` alone lists them. What they need beyond cargo is installed by scripts/tools.sh.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak lint fmt bench fuzz clean-tools
+.PHONY: help run test mutants soak lint fmt bench fuzz clean-tools
 
 # What follows the command it belongs to: `make test ARGS=check_key`, `make bench ARGS=--help`.
 ARGS ?=
@@ -14,6 +14,9 @@ run: ## Build and start a server for development
 
 test: ## Run every test, after installing the tools they use (ARGS: the test runner's)
 	scripts/test $(ARGS)
+
+mutants: ## See that the tests of replicas miss each guard that is taken away
+	scripts/with-tools scripts/mutants $(ARGS)
 
 soak: ## Kill a server under load a thousand times (KILLS: how often)
 	TOLLGATE_TEST_KILLS=$(or $(KILLS),1000) cargo test --test crash_limits --test crash_operations -- --nocapture

@@ -13,6 +13,8 @@ use crate::support::PATIENCE;
 const POOL: i64 = 900;
 const OWN: i64 = 500;
 const CREDITS: i64 = 700;
+/// Checks of one key by one replica, before the next has its turn.
+const DRAINED_AT_ONCE: usize = 100;
 /// A denial may be remembered for a second.
 const FORGOTTEN: Duration = Duration::from_millis(1_200);
 
@@ -46,7 +48,6 @@ impl Books {
     /// Takes all that is left, of all replicas, until all of them deny all keys; or until there was more than there can be.
     pub(crate) async fn drain(&self, cluster: &Cluster) {
         let begun = now();
-        let mut left: i64 = self.budgets.iter().map(|(_, _, capacity)| capacity).sum();
         let running: Vec<usize> =
             (0..cluster.len()).filter(|replica| cluster.replicas[*replica].server.is_some()).collect();
         loop {
@@ -54,20 +55,27 @@ impl Books {
             for replica in &running {
                 let mut client = cluster.keys(*replica);
                 for key in self.keys.iter().enumerate() {
-                    let mut answer = Answer::Admitted;
-                    while answer == Answer::Admitted && left >= 0 {
-                        answer = check(&mut client, *replica, key, 1, &self.history).await;
+                    for _ in 0..DRAINED_AT_ONCE {
+                        let answer = check(&mut client, *replica, key, 1, &self.history).await;
                         is_quiet &= matches!(answer, Answer::Denied(_));
-                        left -= i64::from(answer == Answer::Admitted);
+                        if answer != Answer::Admitted {
+                            break;
+                        }
                     }
                 }
             }
-            if is_quiet || left < 0 {
+            if is_quiet || self.overdrawn().is_some() {
                 return;
             }
             assert!(since(begun) < PATIENCE * 2, "the limits are never used up");
             tokio::time::sleep(FORGOTTEN).await;
         }
+    }
+
+    /// What of a limit was admitted that it has not.
+    fn overdrawn(&self) -> Option<String> {
+        let calls = self.history.calls();
+        self.budgets.iter().find_map(|(_, keys, capacity)| within(&calls, keys, *capacity).err())
     }
 
     /// What was admitted of each limit is at most what it has; and, `lost` units set aside, no less, once it is used up.

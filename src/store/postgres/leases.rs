@@ -97,6 +97,9 @@ pub(super) async fn lease(database: &Database, beats: &Beats, batch: &LeaseBatch
     let ids: BTreeSet<&str> = batch.asks.iter().map(|ask| ask.budget.as_str()).collect();
     let ids: Vec<&str> = ids.into_iter().collect();
     let confirmed = beats.confirmed(batch.incarnation);
+    if !batch.released.is_empty() {
+        release(database, batch).await?;
+    }
     // Rows of budgets stay, so the second time all of them are there, unless the process was taken out in between.
     for _ in 0..3 {
         let mut transaction = database.begin().await?;
@@ -111,17 +114,27 @@ pub(super) async fn lease(database: &Database, beats: &Beats, batch: &LeaseBatch
         let make_room = sqlx::query(MAKE_ROOM.as_str()).bind(batch.incarnation.0.as_slice()).bind(&ids);
         refusal(&database.one(make_room).await?, confirmed)?;
         if ids.is_empty() {
-            return release(database, batch).await.map(|()| Vec::new());
+            return Ok(Vec::new());
         }
     }
     Err(StoreError::Unavailable("rows of budgets that were made are not there".to_owned()))
 }
 
-/// Where that is all there is to say: nothing is held of these budgets that were called back.
+/// Of the budgets `$2` the process `$1` holds nothing. Rows that say otherwise are of answers that were lost: they stay granted, and
+/// are no longer called back.
+const RELEASE: &str = "
+WITH lost AS MATERIALIZED (
+  SELECT budget, slot, cell FROM leases WHERE incarnation = $1 AND budget = ANY ($2)
+  ORDER BY budget, slot, cell FOR UPDATE),
+ended AS (
+  DELETE FROM leases AS l USING lost
+  WHERE l.incarnation = $1 AND l.budget = lost.budget AND l.slot = lost.slot AND l.cell = lost.cell)
+DELETE FROM recalls WHERE incarnation = $1 AND budget = ANY ($2)";
+
 async fn release(database: &Database, batch: &LeaseBatch) -> Result<(), StoreError> {
     let released: Vec<&str> = batch.released.iter().map(BudgetId::as_str).collect();
-    let forget = sqlx::query("DELETE FROM recalls WHERE incarnation = $1 AND budget = ANY ($2)");
-    database.all(forget.bind(batch.incarnation.0.as_slice()).bind(released)).await.map(drop)
+    let release = sqlx::query(RELEASE).bind(batch.incarnation.0.as_slice()).bind(released);
+    database.all(release).await.map(drop)
 }
 
 async fn grant(
@@ -147,7 +160,6 @@ async fn grant(
     let short: Vec<&str> =
         asked().filter(|(ask, one)| one.granted < ask.needed).map(|(ask, _)| ask.budget.as_str()).collect();
     let recalled: Vec<&str> = batch.asks.iter().filter(|ask| ask.recalled).map(|ask| ask.budget.as_str()).collect();
-    let recalled: Vec<&str> = recalled.into_iter().chain(batch.released.iter().map(BudgetId::as_str)).collect();
     let (ids, states): (Vec<&str>, Vec<&str>) = states.iter().map(|(id, state)| (*id, state.as_str())).unzip();
     let bases: Vec<i64> = moves.iter().map(|(_, change)| change.base).collect();
     let accounts: Vec<&str> = moves.iter().map(|(_, change)| change.account).collect();
