@@ -13,7 +13,7 @@ use sqlx::postgres::PgRow;
 
 use super::database::{Database, Transaction};
 use super::leases::{ADD_UNCERTAIN, SILENT_MILLIS, fetch_all, lock_states, write_states};
-use super::replication::millis;
+use super::replication::{BEAT_RESTATED, millis};
 use super::schema::LINEAGE;
 use crate::ambient::random;
 use crate::decision::quota::State;
@@ -48,11 +48,12 @@ async fn mark(transaction: &mut Transaction, restatement: &Restatement) -> Resul
     // Its own next poll gives the number that the later ones are held against.
     let insert = sqlx::query(
         "INSERT INTO replicas (incarnation, name, fence_millis, beat, acknowledged, seen, flushed)
-         VALUES ($1, $2, $3, 9223372036854775807, 0, clock_timestamp(), 0)
+         VALUES ($1, $2, $3, $4, 0, clock_timestamp(), 0)
          ON CONFLICT (incarnation) DO UPDATE SET name = excluded.name, fence_millis = excluded.fence_millis,
            beat = excluded.beat, acknowledged = 0, seen = excluded.seen",
     );
     let insert = insert.bind(replica.incarnation.0.as_slice()).bind(&replica.name).bind(millis(replica.fence).max(1));
+    let insert = insert.bind(BEAT_RESTATED);
     fetch_all(transaction, insert).await?;
     let insert = sqlx::query(
         "INSERT INTO replicas (incarnation, name, fence_millis, beat, acknowledged, seen, flushed)
