@@ -107,6 +107,7 @@ impl Engine {
             let message = "the operator account can neither change its plan nor be suspended, or nobody could undo it";
             return Err(Error::Precondition { kind: "BUILT_IN", subject: id.to_string(), message: message.to_owned() });
         }
+        let moves = self.moves();
         let changing = self.begin_change().await?;
         for _ in 0..COMMIT_TRIES_MAX {
             let old = self.read(self.store.account(id)).await?.ok_or_else(|| Error::no_account(id))?;
@@ -128,7 +129,7 @@ impl Engine {
                 Ok(revision) => {
                     let account = self.apply_account(Account { revision, ..account }).await;
                     drop(changing);
-                    self.await_everybody(revision).await?;
+                    self.await_everybody(revision, moves).await?;
                     return Ok(account);
                 }
                 Err(CommitError::Stale) => {}

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::domain::Revision;
 use crate::store::{Peer, silent_after};
 
-use super::replica::Seen;
+use super::replica::{Seen, Share};
 use super::{Engine, Error};
 
 /// How long a change waits to be heard of by this process itself.
@@ -38,7 +38,8 @@ impl Engine {
 
     /// Waits until a revision, which is committed, holds on every process: each has said that it applied it, or has been silent for
     /// longer than its fence since then.
-    pub(super) async fn await_everybody(&self, revision: Revision) -> Result<(), Error> {
+    /// `moves` is [`Self::moves`] from before the commit: a database that has gone back since may have lost it.
+    pub(super) async fn await_everybody(&self, revision: Revision, moves: u64) -> Result<(), Error> {
         let Some((_, share)) = self.shared() else { return Ok(()) };
         if cfg!(feature = "mutate-acknowledgement") {
             return Ok(());
@@ -47,20 +48,28 @@ impl Engine {
         let mut longest = share.options.fence;
         let mut after = since;
         loop {
-            let unknown = |_| {
+            let unknown = |()| {
                 Error::Unavailable(format!(
                     "the change is made, at revision {}, but not every process is known to have applied it; repeat the call to be sure",
                     revision.number()
                 ))
             };
             let limit = (since + silent_after(longest) + PATIENCE).saturating_sub(self.clock.monotonic());
-            let Seen { began, peers, .. } = self.next_seen(after, limit).await.map_err(unknown)?;
+            let Seen { began, peers, .. } = self.next_seen(after, limit).await.map_err(|_| unknown(()))?;
             let waited = self.clock.monotonic().saturating_sub(since);
             let pending = |peer: &&Peer| peer.acknowledged < revision && waited < silent_after(peer.fence);
+            if self.moves() != moves {
+                return Err(unknown(()));
+            }
             let Some(fence) = peers.iter().filter(pending).map(|peer| peer.fence).max() else { return Ok(()) };
             longest = longest.max(fence);
             after = began + Duration::from_nanos(1);
         }
+    }
+
+    /// How often the store was found to be another than it was.
+    pub(super) fn moves(&self) -> u64 {
+        self.share.as_ref().map_or(0, Share::moves)
     }
 
     /// What a poll told that began at this time or later, and is applied.

@@ -61,6 +61,7 @@ impl Engine {
         adjustment: &CreditAdjustment,
     ) -> Result<Account, Error> {
         let CreditAdjustment { amount, reason, operation_id } = adjustment;
+        let moves = self.moves();
         let changing = self.begin_change().await?;
         for _ in 0..COMMIT_TRIES_MAX {
             let old = self.read(self.store.account(id)).await?.ok_or_else(|| Error::no_account(id))?;
@@ -93,7 +94,7 @@ impl Engine {
                 Ok(revision) => {
                     let account = self.apply_account(Account { revision, ..account }).await;
                     drop(changing);
-                    self.await_everybody(revision).await?;
+                    self.await_everybody(revision, moves).await?;
                     return Ok(account);
                 }
                 Err(CommitError::Stale) => {}

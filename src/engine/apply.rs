@@ -1,14 +1,16 @@
 //! What other processes have changed, put into the index.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
 use crate::decision::{KeyRecord, PreviousHash};
+use crate::domain::KeyId;
 use crate::store::{ChangedKey, ChangedRecords, Changes, Loaded, LogPosition, StoreError};
 
 use super::Engine;
+use super::index::KeyEntry;
 use super::load::PARTS_WAITING_MAX;
 use super::replica::Share;
 
@@ -58,10 +60,10 @@ impl Engine {
     }
 
     /// As [`Self::put`], into an index that has records already.
-    fn put_again(&self, part: Loaded) -> usize {
+    fn put_again(&self, part: Loaded, entries: &HashMap<KeyId, Arc<KeyEntry>>) -> usize {
         match part {
             Loaded::Keys(keys) => {
-                keys.into_iter().map(|key| self.index.put_key(key, &[])).filter(|placed| !placed).count()
+                keys.into_iter().map(|key| self.index.put_key_among(key, &[], entries)).filter(|placed| !placed).count()
             }
             Loaded::SecretsExpected(_) | Loaded::Plans(_) | Loaded::Accounts(_) | Loaded::RetiredSecrets(_) => {
                 self.put(part)
@@ -84,6 +86,7 @@ impl Engine {
         if back {
             self.index.forget_revisions();
         }
+        let entries = self.index.entries();
         let (sink, mut parts) = mpsc::channel(PARTS_WAITING_MAX);
         let (mut orphans, mut plans, mut hashes) = (0, HashSet::new(), HashSet::new());
         let fill = async {
@@ -94,7 +97,7 @@ impl Engine {
                     Loaded::RetiredSecrets(some) if back => hashes.extend(some.iter().map(|secret| secret.hash)),
                     Loaded::SecretsExpected(_) | Loaded::Accounts(_) | Loaded::Keys(_) | Loaded::RetiredSecrets(_) => {}
                 }
-                orphans += self.put_again(part);
+                orphans += self.put_again(part, &entries);
             }
         };
         let (position, ()) = tokio::join!(self.store.load(sink), fill);

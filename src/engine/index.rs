@@ -308,11 +308,21 @@ impl Index {
     /// Puts a key in as it is now, whether it is there or not, with the secrets that rotations have replaced. False if its account
     /// is not there.
     pub(super) fn put_key(&self, loaded: LoadedKey, retired: &[RetiredSecret]) -> bool {
+        self.put_key_among(loaded, retired, &HashMap::new())
+    }
+
+    /// The same, where what is there is also known by the keys' ids: by the secrets alone, one that was rotated may not be found.
+    pub(super) fn put_key_among(
+        &self,
+        loaded: LoadedKey,
+        retired: &[RetiredSecret],
+        entries: &HashMap<KeyId, Arc<KeyEntry>>,
+    ) -> bool {
         let secrets = self.secrets.pin();
         let of_this = |hash: &SecretHash| secrets.get(hash).filter(|found| found.entry.id == loaded.id);
         let present = of_this(&loaded.hash);
         let before = present.or_else(|| retired.iter().find_map(|secret| of_this(&secret.hash)));
-        let Some(entry) = before.map(|found| Arc::clone(&found.entry)) else {
+        let Some(entry) = before.map(|found| &found.entry).or_else(|| entries.get(&loaded.id)).map(Arc::clone) else {
             let hash = loaded.hash;
             let placed = self.insert_key(loaded);
             if let Some(Found { entry, .. }) = self.find(&hash).filter(|_| placed) {
@@ -369,6 +379,11 @@ impl Index {
     /// Takes all other secrets out.
     pub(super) fn retain_secrets(&self, hashes: &HashSet<SecretHash>) {
         self.secrets.pin().retain(|hash, _| hashes.contains(hash));
+    }
+
+    /// All keys by their ids.
+    pub(super) fn entries(&self) -> HashMap<KeyId, Arc<KeyEntry>> {
+        self.secrets.pin().values().map(|found| (found.entry.id, Arc::clone(&found.entry))).collect()
     }
 
     /// The ids of keys that are revoked, and the secrets that rotations have replaced.

@@ -131,6 +131,7 @@ impl Engine {
         etag: Option<&str>,
     ) -> Result<StoredKey, Error> {
         caller.require("tollgate:keys:write")?;
+        let moves = self.moves();
         let change = |stored: &StoredKey, now: Time| {
             let key = patched(&stored.key, &patch, now)?;
             let (account, plan) = self.home_of(caller, Some(&key.account_id))?;
@@ -143,7 +144,7 @@ impl Engine {
             Ok(Change { key, new_secret: None, guards: guards_of_update(&account), event })
         };
         let (stored, revision) = self.change_key(caller, id, etag, change).await?;
-        self.await_everybody(revision).await?;
+        self.await_everybody(revision, moves).await?;
         Ok(stored)
     }
 
@@ -156,6 +157,7 @@ impl Engine {
         etag: Option<&str>,
     ) -> Result<MadeKey, Error> {
         caller.require("tollgate:keys:write")?;
+        let moves = self.moves();
         if !(0..=GRACE_MILLIS_MAX).contains(&grace_millis) {
             return Err(Error::invalid("grace_period", "must be between 0 and 90 days (7776000s)"));
         }
@@ -182,7 +184,7 @@ impl Engine {
         };
         let (stored, revision) = self.change_key(caller, id, etag, change).await?;
         // What fails here must not: the new secret is known to nobody else. The old one is then refused everywhere within the fence.
-        if let Err(error) = self.await_everybody(revision).await {
+        if let Err(error) = self.await_everybody(revision, moves).await {
             tracing::warn!(%error, key = %id, "the key is rotated");
         }
         let secret = made.ok_or_else(|| Error::Internal("a rotation made no secret".to_owned()))?;
@@ -192,6 +194,7 @@ impl Engine {
     /// Ends a key. One that has ended stays as it is.
     pub async fn revoke_key(&self, caller: &Caller, id: KeyId, reason: &str) -> Result<RevokedKey, Error> {
         caller.require("tollgate:keys:write")?;
+        let moves = self.moves();
         let change = |stored: &StoredKey, now: Time| {
             require_not_revoked(&stored.key)?;
             let revocation = Revocation { time: now, reason: reason.to_owned(), actor: caller.name() };
@@ -208,7 +211,7 @@ impl Engine {
             }
             Err(error) => return Err(error),
         };
-        self.await_everybody(revoked.revision).await?;
+        self.await_everybody(revoked.revision, moves).await?;
         Ok(revoked)
     }
 

@@ -81,6 +81,7 @@ impl Engine {
     ) -> Result<Plan, Error> {
         require_admin(caller)?;
         require_not_built_in(id)?;
+        let moves = self.moves();
         let changing = self.begin_change().await?;
         for _ in 0..COMMIT_TRIES_MAX {
             let old = self.plan_at(id, etag).await?;
@@ -99,7 +100,7 @@ impl Engine {
                 Ok(revision) => {
                     let plan = self.apply_plan(Plan { revision, ..plan }).await;
                     drop(changing);
-                    self.await_everybody(revision).await?;
+                    self.await_everybody(revision, moves).await?;
                     return Ok(plan);
                 }
                 Err(CommitError::Stale) => {}

@@ -5,9 +5,9 @@
 //! not answered soon is followed by another, because it may have been sent into a connection that is dead: the later answer then shows
 //! that the earlier will not come.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
@@ -49,6 +49,8 @@ const RETRY_MAX: Duration = Duration::from_millis(400);
 const POLL_TIME_MAX: Duration = Duration::from_secs(4);
 /// In the place of a time: a poll has failed since.
 const BROKEN: u64 = u64::MAX;
+/// Times of the database that are the same but for rounding, in milliseconds. Who is there is heard of after ten times that.
+const SAME_MILLIS: i64 = 2;
 /// How long a process that starts waits for others to end a move of the database.
 const MOVE_WAIT_MAX: Duration = Duration::from_secs(10);
 
@@ -67,6 +69,9 @@ pub(super) struct Share {
     hurry: Notify,
     /// When polls began to be answered without a break, in nanoseconds.
     unbroken_since: AtomicU64,
+    /// Of each of the others: when the database last heard of it, by the database's clock, and since when that is so, by this one's.
+    heard: Mutex<HashMap<Incarnation, (Time, Duration)>>,
+    moves: AtomicU64,
     /// What it had to restate when the database was found to have gone back, until that is over.
     pub(super) remembered: tokio::sync::Mutex<Option<Remembered>>,
 }
@@ -105,8 +110,41 @@ impl Share {
             hurried: AtomicUsize::new(0),
             hurry: Notify::new(),
             unbroken_since: AtomicU64::new(BROKEN),
+            heard: Mutex::default(),
+            moves: AtomicU64::new(0),
             remembered: tokio::sync::Mutex::default(),
         }
+    }
+
+    /// Notes of which of the others a poll told nothing new.
+    fn note_silence(&self, peers: &[Peer], time: Time, began: Duration) {
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_peer = |peer: &Peer| {
+            let silence = i64::try_from(peer.silence.as_millis()).unwrap_or(i64::MAX);
+            let seen = time.plus_millis(silence.saturating_neg());
+            let before = heard.get(&peer.incarnation);
+            let same = before.filter(|(before, _)| seen.millis_since(*before).abs() <= SAME_MILLIS).copied();
+            (peer.incarnation, same.unwrap_or((seen, began)))
+        };
+        let now = peers.iter().map(of_peer).collect();
+        *heard = now;
+    }
+
+    /// For how long nothing was heard of any of these, by this process's own clock: the database's may be set.
+    fn unheard_for(&self, peers: &[Incarnation], now: Duration) -> Duration {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = peers.iter().map(|peer| heard.get(peer).map_or(now, |(_, since)| *since)).max();
+        now.saturating_sub(since.unwrap_or(now))
+    }
+
+    /// How often the database was found to be another than before, or to have given this process up.
+    pub(super) fn moves(&self) -> u64 {
+        self.moves.load(Ordering::Acquire)
+    }
+
+    /// What was known of the store, and told of changes, may not hold any more.
+    pub(super) fn note_move(&self) {
+        self.moves.fetch_add(1, Ordering::AcqRel);
     }
 
     pub(super) fn position(&self) -> LogPosition {
@@ -258,7 +296,10 @@ impl Engine {
         let deadline = self.clock.monotonic() + MOVE_WAIT_MAX;
         loop {
             let sent = self.clock.monotonic();
-            let Polled { standing, time, .. } = store.poll(&self.next_poll(share)).await?;
+            // Of a process that has applied nothing yet, not even the empty database: whatever the log holds is no other history.
+            let position = LogPosition { revision: Revision::new(-1), stamp: 0 };
+            let poll = Poll { position, ..self.next_poll(share) };
+            let Polled { standing, time, .. } = store.poll(&poll).await?;
             self.clock.steer(time, sent, self.clock.monotonic());
             if !matches!(standing, Standing::Moved { .. }) {
                 return Ok(());
@@ -387,6 +428,9 @@ impl Engine {
                 return self.restate(store, share, restated).await.map(|()| News::Anew);
             }
         }
+        if self.begin_anew_after_move(share).await? {
+            return Ok(News::Anew);
+        }
         let news = if polled.position == share.position() { News::None } else { News::Applied };
         self.apply(share, poll.position, polled.position, polled.changes).await?;
         share.beat_confirmed.fetch_max(poll.beat, Ordering::Relaxed);
@@ -400,6 +444,7 @@ impl Engine {
         share.seen.send_if_modified(|seen| {
             let newer = began >= seen.began;
             if newer {
+                share.note_silence(&polled.peers, polled.time, began);
                 *seen = Seen { began, revision: polled.position.revision, peers: polled.peers };
             }
             newer
@@ -410,6 +455,8 @@ impl Engine {
     /// Goes on under another name, after the others took this process for dead: what it had leased is closed.
     async fn rejoin(&self, store: &dyn Replication, share: &Share, buried: Incarnation) -> Result<(), StoreError> {
         if buried == self.leases.incarnation() {
+            share.note_move();
+            store.reset();
             tracing::warn!("this process was silent for so long that the others took it for dead; it begins anew");
             self.forget_leases(Self::draw_incarnation(&self.clock)).await;
             share.forget_beats();
@@ -418,18 +465,21 @@ impl Engine {
         store.register(&share.replica(self.leases.incarnation())).await.map(drop)
     }
 
-    /// Takes processes for dead that have been silent for longer than their fences, and closes their leases.
+    /// Takes processes for dead that have been silent for longer than their fences, by the database's clock and by this one's, and
+    /// closes their leases.
     pub async fn bury_the_silent(&self) {
         let Some((_, share)) = self.shared() else { return };
-        let silent = |peer: &Peer| peer.silence >= silent_after(peer.fence);
-        if !share.seen.borrow().peers.iter().any(silent) || !self.is_fresh() {
+        let is_silent = |peer: &&Peer| peer.silence >= silent_after(peer.fence);
+        let silent: Vec<Incarnation> =
+            share.seen.borrow().peers.iter().filter(is_silent).map(|peer| peer.incarnation).collect();
+        let (since, now) = (share.unbroken_since.load(Ordering::Relaxed), self.clock.monotonic());
+        if silent.is_empty() || !self.is_fresh() || since == BROKEN {
             return;
         }
-        let since = share.unbroken_since.load(Ordering::Relaxed);
-        if since == BROKEN {
+        let watched = now.saturating_sub(Duration::from_nanos(since)).min(share.unheard_for(&silent, now));
+        if watched.is_zero() {
             return;
         }
-        let watched = self.clock.monotonic().saturating_sub(Duration::from_nanos(since));
         let closing = Closing {
             survivor: self.leases.incarnation(),
             now: self.clock.now(),

@@ -48,6 +48,9 @@ impl Engine {
                 "THE DATABASE HAS GONE BACK to an earlier state, or was failed over: nothing is admitted until every process has told it \
                  what was revoked and granted since"
             );
+            share.note_move();
+            // Nothing that was sent to the database that was there before is answered any more.
+            store.reset();
             self.forget_leases(self.leases.incarnation()).await;
         }
         if is_news || !is_restated {
@@ -63,6 +66,15 @@ impl Engine {
             }
             tokio::time::sleep(OTHERS_WAIT).await;
         }
+        drop(remembered);
+        self.begin_anew_after_move(share).await.map(drop)
+    }
+
+    /// Where a move has ended that this process took part in, but has not seen the end of: takes up what the database now has. True
+    /// where that was to be done. What was remembered is of no use for a further move.
+    pub(super) async fn begin_anew_after_move(&self, share: &Share) -> Result<bool, StoreError> {
+        let mut remembered = share.remembered.lock().await;
+        let Some(known) = remembered.as_ref() else { return Ok(false) };
         self.reload(share, true).await?;
         self.disable_revived(&known.retired).await?;
         share.forget_beats();
@@ -71,7 +83,7 @@ impl Engine {
             revision = share.position().revision.number(),
             "the database is taken as it is now; changes other than revocations that it had lost are lost"
         );
-        Ok(())
+        Ok(true)
     }
 
     fn remember(&self) -> Remembered {
