@@ -188,7 +188,7 @@ def revocation(binary, replicas, secrets, log):
                 raise Wrong("a replica does not know a new key")
             revoke = revokes[number % len(revokes)]
             began = time.monotonic()
-            revoke(messages.field(1, one["id"]), metadata=operator, timeout=30)
+            revoke(messages.field(1, one["key"]["id"]), metadata=operator, timeout=30)
             took.append((time.monotonic() - began) * 1000)
             if any(admits(check, one["secret"]) for check in checks):
                 raise Wrong("a replica admits a key after RevokeKey returned")

@@ -39,7 +39,7 @@ use std::time::Duration;
 use support::postgres::{Database, Postgres};
 use tokio::runtime::Runtime;
 use tollgate::store::SharedStore;
-use tollgate::store::postgres::{PostgresOptions, PostgresStore};
+use tollgate::store::postgres::PostgresStore;
 use tollgate::store::sqlite::{OpenMode, SqliteStore};
 
 macro_rules! suite {
@@ -133,28 +133,17 @@ static SERVER: LazyLock<Option<(Postgres, Database)>> = LazyLock::new(|| {
     let server = Postgres::start()?;
     let template = server.new_database();
     let migrated = std::thread::scope(|threads| {
-        let migrate = || Runtime::new().unwrap().block_on(PostgresStore::migrate(&options(&template)));
+        let migrate = || Runtime::new().unwrap().block_on(PostgresStore::migrate(&template.options()));
         threads.spawn(migrate).join().unwrap()
     });
     migrated.unwrap();
     Some((server, template))
 });
 
-fn options(database: &Database) -> PostgresOptions {
-    PostgresOptions {
-        url: database.url().into(),
-        password_file: Some(database.password_file.clone()),
-        connections_max: 8,
-        connect_timeout: Duration::from_secs(30),
-        statement_timeout: Duration::from_mins(1),
-        log_kept: Duration::from_hours(24),
-    }
-}
-
 /// An empty store in a database of its own.
 async fn fresh_postgres() -> Option<((), SharedStore)> {
     let (server, template) = SERVER.as_ref()?;
-    let store = PostgresStore::open(&options(&server.copy_of(template))).await.unwrap();
+    let store = PostgresStore::open(&server.copy_of(template).options()).await.unwrap();
     Some(((), Arc::new(store)))
 }
 
@@ -170,7 +159,7 @@ pub(crate) struct Shared {
 impl Shared {
     /// The store as another process has it.
     pub(crate) async fn open(&self) -> SharedStore {
-        Arc::new(PostgresStore::open(&options(&self.database)).await.unwrap())
+        Arc::new(PostgresStore::open(&self.database.options()).await.unwrap())
     }
 
     /// A connection that no store knows of.
@@ -199,7 +188,7 @@ impl Shared {
 async fn fresh_shared() -> Option<((), Shared)> {
     let (server, template) = SERVER.as_ref()?;
     let database = server.copy_of(template);
-    let store = Arc::new(PostgresStore::open(&options(&database)).await.unwrap());
+    let store = Arc::new(PostgresStore::open(&database.options()).await.unwrap());
     Some(((), Shared { store, database }))
 }
 
@@ -222,6 +211,7 @@ suite! { shared, crate::fresh_shared:
     restating::a_process_of_which_the_database_does_not_know_is_waited_for,
     restating::a_database_is_adopted_where_nobody_is_left,
     shared_leases::units_are_called_back_from_who_holds_them,
+    shared_leases::units_of_which_their_holder_does_not_know_are_spent,
     shared_leases::units_of_who_is_gone_are_elsewhere_until_they_are_closed,
     shared_leases::who_is_buried_is_refused,
     shared_leases::nothing_is_granted_by_a_database_that_moved,

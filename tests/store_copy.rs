@@ -10,7 +10,6 @@ mod support;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde_json::Value;
 use support::postgres::{Database, Postgres};
@@ -21,7 +20,7 @@ use tollgate::domain::{
     TimeZone, UsageDelta, Verdict,
 };
 use tollgate::proto::v1::{CheckKeyRequest, GetLimitsRequest, GetUsageRequest};
-use tollgate::store::postgres::{PostgresOptions, PostgresStore};
+use tollgate::store::postgres::PostgresStore;
 use tollgate::store::sqlite::{OpenMode, SqliteStore};
 use tollgate::store::{
     Incarnation, LeaseAsk, LeaseBatch, Loaded, NamedOperation, Operation, OperationBatch, OperationCharge, SharedStore,
@@ -152,17 +151,6 @@ async fn all(store: &SharedStore) -> Vec<String> {
     loaded
 }
 
-fn options(database: &Database) -> PostgresOptions {
-    PostgresOptions {
-        url: database.url().into(),
-        password_file: Some(database.password_file.clone()),
-        connections_max: 8,
-        connect_timeout: Duration::from_secs(30),
-        statement_timeout: Duration::from_mins(1),
-        log_kept: Duration::from_hours(24),
-    }
-}
-
 /// A file that was filled, and a database that was prepared.
 struct Move {
     server: Postgres,
@@ -174,7 +162,7 @@ impl Move {
     async fn prepare() -> Option<Self> {
         let server = Postgres::start()?;
         let database = server.new_database();
-        PostgresStore::migrate(&options(&database)).await.unwrap();
+        PostgresStore::migrate(&database.options()).await.unwrap();
         let folder = tempfile::tempdir().unwrap();
         Some(Self { server, database, folder })
     }
@@ -220,7 +208,7 @@ async fn everything_is_copied_and_goes_on() {
     assert_eq!(copied["tables"]["keys"]["sha256"].as_str().unwrap().len(), 64);
 
     let source: SharedStore = Arc::new(SqliteStore::open(&moved.file(), OpenMode::MustExist).await.unwrap());
-    let there: SharedStore = Arc::new(PostgresStore::open(&options(&moved.database)).await.unwrap());
+    let there: SharedStore = Arc::new(PostgresStore::open(&moved.database.options()).await.unwrap());
     assert_eq!(all(&source).await, all(&there).await);
     assert_eq!(there.verify().await.unwrap(), [""; 0]);
     let revision = source.revision().await.unwrap();

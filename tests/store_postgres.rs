@@ -23,19 +23,8 @@ use tollgate::store::{CommitError, SharedStore, Store as _, StoreError, Write};
 
 use records::{account, insert, key, plan, with_account, write};
 
-fn options(database: &Database) -> PostgresOptions {
-    PostgresOptions {
-        url: database.url().into(),
-        password_file: Some(database.password_file.clone()),
-        connections_max: 8,
-        connect_timeout: Duration::from_secs(30),
-        statement_timeout: Duration::from_mins(1),
-        log_kept: Duration::from_hours(24),
-    }
-}
-
 fn with_url(database: &Database, url: &str) -> PostgresOptions {
-    PostgresOptions { url: url.into(), ..options(database) }
+    PostgresOptions { url: url.into(), ..database.options() }
 }
 
 /// Why it is not opened. Says so if a password is in it.
@@ -49,8 +38,8 @@ async fn refusal(options: &PostgresOptions) -> OpenError {
 
 /// An empty store.
 async fn migrated(database: &Database) -> PostgresStore {
-    PostgresStore::migrate(&options(database)).await.unwrap();
-    PostgresStore::open(&options(database)).await.unwrap()
+    PostgresStore::migrate(&database.options()).await.unwrap();
+    PostgresStore::open(&database.options()).await.unwrap()
 }
 
 /// A connection of somebody else.
@@ -62,7 +51,7 @@ async fn stranger(database: &Database) -> PgConnection {
 async fn only_a_schema_that_fits_is_opened() {
     let Some(server) = Postgres::start() else { return };
     let database = server.new_database();
-    let options = options(&database);
+    let options = database.options();
     let error = refusal(&options).await;
     assert!(matches!(error, OpenError::Empty { .. }) && error.to_string().contains("tollgate migrate"), "{error}");
     assert_eq!(server.sql(&database.name, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"), "0");
@@ -98,7 +87,7 @@ async fn databases_that_are_not_ours_are_left_alone() {
             &database.name,
             &format!("CREATE TABLE {table}; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {OWNER}"),
         );
-        let options = options(&database);
+        let options = database.options();
         assert!(matches!(refusal(&options).await, OpenError::Foreign { .. }), "{table}");
         assert!(matches!(PostgresStore::migrate(&options).await, Err(OpenError::Foreign { .. })), "{table}");
         assert_eq!(server.sql(&database.name, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"), "1");
@@ -106,10 +95,10 @@ async fn databases_that_are_not_ours_are_left_alone() {
     let mut other = server.new_database();
     other.name = "ascii".to_owned();
     server.sql("postgres", "CREATE DATABASE ascii ENCODING 'SQL_ASCII' TEMPLATE template0");
-    let error = refusal(&options(&other)).await;
+    let error = refusal(&other.options()).await;
     assert!(matches!(&error, OpenError::Encoding { encoding, .. } if encoding == "SQL_ASCII"), "{error}");
     other.name = "nowhere".to_owned();
-    assert!(matches!(refusal(&options(&other)).await, OpenError::NoDatabase { .. }));
+    assert!(matches!(refusal(&other.options()).await, OpenError::NoDatabase { .. }));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -135,12 +124,12 @@ async fn the_password_comes_from_the_url_or_from_a_file_and_is_shown_nowhere() {
         let path = folder.path().join(name);
         fs::write(&path, text).unwrap();
         fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
-        PostgresOptions { password_file: Some(path), ..options(&database) }
+        PostgresOptions { password_file: Some(path), ..database.options() }
     };
     for (wrong, why) in [
         (file("empty", "\nx", 0o600), "is empty"),
         (file("open", OWNER_PASSWORD, 0o644), "every user of this machine"),
-        (PostgresOptions { password_file: Some(folder.path().join("none")), ..options(&database) }, "cannot be read"),
+        (PostgresOptions { password_file: Some(folder.path().join("none")), ..database.options() }, "cannot be read"),
     ] {
         let error = refusal(&wrong).await;
         assert!(matches!(error, OpenError::PasswordFile { .. }) && error.to_string().contains(why), "{error}");
@@ -197,7 +186,7 @@ async fn who_waits_too_long_is_told_for_what() {
         connections_max: 3,
         connect_timeout: Duration::from_millis(500),
         statement_timeout: Duration::from_secs(4),
-        ..options(&database)
+        ..database.options()
     };
     let store: SharedStore = Arc::new(PostgresStore::open(&impatient).await.unwrap());
     with_account(&store).await;
@@ -266,7 +255,7 @@ async fn a_server_that_comes_back_is_used_again() {
     let database = server.new_database();
     let store: SharedStore = Arc::new({
         migrated(&database).await.close().await;
-        let impatient = PostgresOptions { connect_timeout: Duration::from_secs(1), ..options(&database) };
+        let impatient = PostgresOptions { connect_timeout: Duration::from_secs(1), ..database.options() };
         PostgresStore::open(&impatient).await.unwrap()
     });
     let before = with_account(&store).await;
@@ -274,7 +263,7 @@ async fn a_server_that_comes_back_is_used_again() {
     for _ in 0..3 {
         assert!(matches!(store.revision().await, Err(StoreError::Unavailable(_))));
     }
-    let error = refusal(&PostgresOptions { connect_timeout: Duration::from_secs(1), ..options(&database) }).await;
+    let error = refusal(&PostgresOptions { connect_timeout: Duration::from_secs(1), ..database.options() }).await;
     assert!(matches!(error, OpenError::Unavailable { .. }), "{error}");
     server.start_again();
     let mut tries = 0;
@@ -299,7 +288,7 @@ async fn the_log_is_kept_for_as_long_as_it_was_told() {
     store.close().await;
     let count = |table: &str| server.sql(&database.name, &format!("SELECT count(*), min(revision) FROM {table}"));
     assert_eq!((count("commits"), count("changes")), ("22|0".to_owned(), "22|1".to_owned()));
-    let forgetful = PostgresOptions { log_kept: Duration::ZERO, ..options(&database) };
+    let forgetful = PostgresOptions { log_kept: Duration::ZERO, ..database.options() };
     let store: SharedStore = Arc::new(PostgresStore::open(&forgetful).await.unwrap());
     // A few with each commit, from the beginning.
     write(&store, vec![Write::InsertAccount(account("b", "free"))]).await.unwrap();
@@ -318,7 +307,7 @@ async fn damage_that_can_be_seen_is_told() {
     let Some(server) = Postgres::start_in(None, "fsync = off") else { return };
     let database = server.new_database();
     let store = migrated(&database).await;
-    let health = PostgresStore::look(&options(&database)).await.unwrap();
+    let health = PostgresStore::look(&database.options()).await.unwrap();
     assert_eq!((health.schema, health.schema_known, health.refusal), (1, 1, None));
     assert!(health.warnings.len() == 1 && health.warnings[0].contains("`fsync` off"), "{:?}", health.warnings);
     for (damage, told) in [

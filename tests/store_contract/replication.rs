@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sqlx::{Connection as _, Row as _};
-use tollgate::domain::{AccountId, KeyStatus, PlanId, Revision, Revocation};
+use tollgate::domain::{AccountId, KeyStatus, PlanId, Revision, Revocation, Time};
 use tollgate::store::{
     ChangedRecords, Changes, Closed, Closing, Incarnation, LogPosition, Poll, Polled, Registration, Replica,
     Replication, SharedStore, Standing, Uncertain, Write,
@@ -50,7 +50,7 @@ pub(crate) async fn close_leases(store: &SharedStore, closing: Closing<'_>) -> C
 }
 
 pub(crate) async fn poll(store: &SharedStore, incarnation: Incarnation, position: LogPosition, beat: i64) -> Polled {
-    let poll = Poll { incarnation, position, beat, beat_confirmed: beat - 1, flushed: NOW };
+    let poll = Poll { incarnation, position, beat, beat_confirmed: beat - 1, flushed: Time::from_millis(beat) };
     replication(store).poll(&poll).await.unwrap()
 }
 
@@ -97,7 +97,7 @@ pub(crate) async fn a_poll_tells_what_has_changed(shared: Shared) {
     let store = &shared.store;
     register(store, FIRST).await;
     let start = position(store).await;
-    assert_eq!((start.revision, store.revision().await.unwrap()), (Revision::ZERO, Revision::ZERO));
+    assert_eq!(start.revision, store.revision().await.unwrap());
     with_account(store).await;
     insert(store, vec![(1, key(1, "a")), (2, key(2, "a"))]).await;
     let before = replication(store).time().await.unwrap();
@@ -151,7 +151,10 @@ pub(crate) async fn more_changes_than_one_poll_tells(shared: Shared) {
     let start = position(store).await;
     with_account(store).await;
     let log = |from: u32, to: u32| {
-        format!("INSERT INTO changes SELECT 1, 'key', lpad(to_hex(i), 32, '0') FROM generate_series({from}, {to}) AS i")
+        format!(
+            "INSERT INTO changes SELECT revision, 'key', lpad(to_hex(i), 32, '0')
+             FROM sequence, generate_series({from}, {to}) AS i"
+        )
     };
     // Two were there.
     shared.sql(&log(1, 19_998)).await;
@@ -171,8 +174,10 @@ pub(crate) async fn a_log_that_does_not_reach_back(shared: Shared) {
         positions.push(position(store).await);
     }
     // What is older than it is kept for goes: all up to the second.
-    shared.sql("DELETE FROM commits WHERE revision < 2").await;
-    shared.sql("DELETE FROM changes WHERE revision < 2").await;
+    for table in ["commits", "changes"] {
+        let kept = positions[2].revision.number();
+        shared.sql(&format!("DELETE FROM {table} WHERE revision < {kept}")).await;
+    }
     for (beat, at) in (1..).zip(&positions) {
         let polled = poll(store, FIRST, *at, beat).await;
         assert_eq!(polled.standing, Standing::Registered);
@@ -214,8 +219,8 @@ pub(crate) async fn a_change_that_was_under_way_during_a_poll(shared: Shared) {
     let mut transaction = other.begin().await.unwrap();
     for sql in [
         "UPDATE sequence SET revision = revision + 1",
-        "INSERT INTO changes (revision, entity, id) VALUES (1, 'plan', 'gone')",
-        "INSERT INTO commits (revision, stamp) VALUES (1, 77)",
+        "INSERT INTO changes (revision, entity, id) SELECT revision, 'plan', 'gone' FROM sequence",
+        "INSERT INTO commits (revision, stamp) SELECT revision, 77 FROM sequence",
     ] {
         sqlx::query(sql).execute(&mut *transaction).await.unwrap();
     }
@@ -224,7 +229,8 @@ pub(crate) async fn a_change_that_was_under_way_during_a_poll(shared: Shared) {
     assert!(is_empty(polled));
     transaction.commit().await.unwrap();
     let polled = poll(store, FIRST, start, 2).await;
-    assert_eq!(polled.position, LogPosition { revision: Revision::new(1), stamp: 77 });
+    let next = Revision::new(start.revision.number() + 1);
+    assert_eq!(polled.position, LogPosition { revision: next, stamp: 77 });
     assert_eq!(records(polled).plans_removed, [PlanId::parse("gone").unwrap()]);
 }
 
@@ -372,7 +378,8 @@ pub(crate) async fn polls_while_commits_go_on(shared: Shared) {
     let store = &shared.store;
     register(store, FIRST).await;
     with_account(store).await;
-    let mut at = position(store).await;
+    let start = position(store).await;
+    let mut at = start;
     let writer = tokio::spawn({
         let store = shared.open().await;
         async move {
@@ -391,8 +398,8 @@ pub(crate) async fn polls_while_commits_go_on(shared: Shared) {
         // Each change comes once, and those of one poll are all that there are up to its position.
         found.extend(records(polled).keys.into_iter().map(|one| one.key.record.revision));
         found.sort_unstable();
-        let last = found.last().copied().unwrap_or(Revision::new(1));
-        assert!(last == at.revision && found.len() == usize::try_from(at.revision.number() - 1).unwrap(), "{found:?}");
+        let expected = start.revision.number() + 1..=at.revision.number();
+        assert_eq!(found, expected.map(Revision::new).collect::<Vec<_>>());
         assert!(!is_done || found.len() == 150);
     }
 }

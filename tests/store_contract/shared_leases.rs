@@ -53,7 +53,7 @@ pub(crate) async fn try_lease(
     incarnation: Incarnation,
     asks: Vec<LeaseAsk>,
 ) -> Result<Vec<Leased>, StoreError> {
-    store.lease(&LeaseBatch { incarnation, now: NOW, asks, released: Vec::new() }).await
+    store.lease(&LeaseBatch { incarnation, now: NOW, asks, released: vec![] }).await
 }
 
 pub(crate) async fn lease(store: &SharedStore, incarnation: Incarnation, ask: LeaseAsk) -> Leased {
@@ -132,6 +132,27 @@ pub(crate) async fn units_are_called_back_from_who_holds_them(shared: Shared) {
     // A clock that was far ahead of this one leaves nothing tight.
     shared.sql("UPDATE budgets SET tight_until = clock_timestamp() + interval '1 hour'").await;
     assert_eq!(lease(store, FIRST, LeaseAsk { ahead: 5, ..ask("b", 0) }).await.ahead, 5);
+}
+
+/// What was granted in an answer that was lost is not held by anybody who could give it back.
+pub(crate) async fn units_of_which_their_holder_does_not_know_are_spent(shared: Shared) {
+    let store = &shared.store;
+    register(store, FIRST).await;
+    register(store, SECOND).await;
+    lease(store, FIRST, ask("b", 6)).await;
+    lease(store, FIRST, ask("another", 6)).await;
+    assert!(lease(store, SECOND, LeaseAsk { needed: 9, ..ask("b", 9) }).await.elsewhere);
+    assert_eq!(recalled(store, FIRST, 1).await, [budget("b")]);
+    let batch =
+        |released: Vec<BudgetId>| LeaseBatch { incarnation: FIRST, now: NOW, asks: vec![ask("another", 1)], released };
+    assert_eq!(store.lease(&batch(vec![budget("b"), budget("new")])).await.unwrap().len(), 1);
+    assert_eq!(recalled(store, FIRST, 2).await, []);
+    let left = lease(store, SECOND, LeaseAsk { needed: 9, ..ask("b", 9) }).await;
+    assert_eq!((left.granted, left.elsewhere), (0, false));
+    let uncertain = store.uncertain(&account(), None, NOW.hour()..NOW.hour() + 1, 9).await.unwrap();
+    assert_eq!(uncertain.iter().map(|row| (&row.budget, row.units)).collect::<Vec<_>>(), [(&budget("b"), 6)]);
+    let nothing = LeaseBatch { asks: vec![], ..batch(vec![]) };
+    assert_eq!(store.lease(&nothing).await.unwrap(), []);
 }
 
 /// Those who have ended can give nothing back: they are waited for until they are closed.

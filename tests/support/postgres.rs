@@ -14,8 +14,10 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{LazyLock, Mutex, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use tempfile::TempDir;
+use tollgate::store::postgres::PostgresOptions;
 
 use super::{dice, eventually, run, said, signal, skipped, text, tollgate};
 
@@ -166,6 +168,18 @@ impl Database {
         let made = text(&run(tollgate(&["bootstrap", "--output=json"]).args(self.access()), ""));
         let made: serde_json::Value = serde_json::from_str(&made).unwrap();
         made["secret"].as_str().unwrap().to_owned()
+    }
+
+    /// How it is opened by who has patience.
+    pub(crate) fn options(&self) -> PostgresOptions {
+        PostgresOptions {
+            url: self.url().into(),
+            password_file: Some(self.password_file.clone()),
+            connections_max: 8,
+            connect_timeout: Duration::from_secs(30),
+            statement_timeout: Duration::from_mins(1),
+            log_kept: Duration::from_hours(24),
+        }
     }
 
     /// With the password.

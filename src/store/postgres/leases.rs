@@ -92,8 +92,39 @@ static WRITE: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
+/// Of the process `$1`: the budgets `$2` are not called back any more. What it has leased of them without knowing it, because
+/// an answer was lost, stays granted, and is uncertain in the hour `$3`: nobody waits for it.
+static RELEASE: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "WITH released AS (DELETE FROM recalls WHERE incarnation = $1 AND budget = ANY ($2)),
+         locked AS MATERIALIZED (
+           SELECT l.incarnation, l.budget, l.slot, l.cell FROM leases AS l
+           WHERE l.incarnation = $1 AND l.budget = ANY ($2) AND (SELECT NOT {} FROM sequence AS s WHERE s.id = 1)
+           ORDER BY l.budget, l.slot, l.cell FOR UPDATE OF l),
+         lost AS (
+           DELETE FROM leases AS l USING locked AS k
+           WHERE (l.incarnation, l.budget, l.slot, l.cell) = (k.incarnation, k.budget, k.slot, k.cell)
+           RETURNING l.account, l.budget, l.units)
+         INSERT INTO uncertain_hourly AS u (account, budget, hour, given_back, units)
+         SELECT account, budget, $3, false, least(sum(units), 9223372036854775807)::bigint FROM lost
+         WHERE units > 0 GROUP BY account, budget ORDER BY account, budget
+         ON CONFLICT (account, budget, hour, given_back)
+         DO UPDATE SET units = least(u.units::numeric + excluded.units, 9223372036854775807)::bigint",
+        is_moved()
+    )
+});
+
 /// Grants in four steps: begin, lock and read, write, commit.
 pub(super) async fn lease(database: &Database, beats: &Beats, batch: &LeaseBatch) -> Result<Vec<Leased>, StoreError> {
+    if !batch.released.is_empty() {
+        // By itself: rows of leases are locked in one order, once in a transaction.
+        let released: Vec<&str> = batch.released.iter().map(BudgetId::as_str).collect();
+        let release = sqlx::query(RELEASE.as_str()).bind(batch.incarnation.0.as_slice()).bind(released);
+        database.all(release.bind(batch.now.hour())).await?;
+    }
+    if batch.asks.is_empty() {
+        return Ok(Vec::new());
+    }
     let ids: BTreeSet<&str> = batch.asks.iter().map(|ask| ask.budget.as_str()).collect();
     let ids: Vec<&str> = ids.into_iter().collect();
     let confirmed = beats.confirmed(batch.incarnation);
@@ -102,7 +133,7 @@ pub(super) async fn lease(database: &Database, beats: &Beats, batch: &LeaseBatch
         let mut transaction = database.begin().await?;
         let lock = sqlx::query(LOCK).bind(batch.incarnation.0.as_slice()).bind(&ids).bind(confirmed);
         let rows = fetch_all(&mut transaction, lock).await?;
-        if rows.len() == ids.len() && !ids.is_empty() {
+        if rows.len() == ids.len() {
             let leased = grant(&mut transaction, batch, &rows, confirmed).await?;
             transaction.commit().await?;
             return Ok(leased);
@@ -110,18 +141,8 @@ pub(super) async fn lease(database: &Database, beats: &Beats, batch: &LeaseBatch
         transaction.rollback().await;
         let make_room = sqlx::query(MAKE_ROOM.as_str()).bind(batch.incarnation.0.as_slice()).bind(&ids);
         refusal(&database.one(make_room).await?, confirmed)?;
-        if ids.is_empty() {
-            return release(database, batch).await.map(|()| Vec::new());
-        }
     }
     Err(StoreError::Unavailable("rows of budgets that were made are not there".to_owned()))
-}
-
-/// Where that is all there is to say: nothing is held of these budgets that were called back.
-async fn release(database: &Database, batch: &LeaseBatch) -> Result<(), StoreError> {
-    let released: Vec<&str> = batch.released.iter().map(BudgetId::as_str).collect();
-    let forget = sqlx::query("DELETE FROM recalls WHERE incarnation = $1 AND budget = ANY ($2)");
-    database.all(forget.bind(batch.incarnation.0.as_slice()).bind(released)).await.map(drop)
 }
 
 async fn grant(
@@ -147,7 +168,6 @@ async fn grant(
     let short: Vec<&str> =
         asked().filter(|(ask, one)| one.granted < ask.needed).map(|(ask, _)| ask.budget.as_str()).collect();
     let recalled: Vec<&str> = batch.asks.iter().filter(|ask| ask.recalled).map(|ask| ask.budget.as_str()).collect();
-    let recalled: Vec<&str> = recalled.into_iter().chain(batch.released.iter().map(BudgetId::as_str)).collect();
     let (ids, states): (Vec<&str>, Vec<&str>) = states.iter().map(|(id, state)| (*id, state.as_str())).unzip();
     let bases: Vec<i64> = moves.iter().map(|(_, change)| change.base).collect();
     let accounts: Vec<&str> = moves.iter().map(|(_, change)| change.account).collect();

@@ -4,11 +4,10 @@ use sqlx::postgres::PgRow;
 use sqlx::{Postgres, QueryBuilder, Row as _};
 
 use super::database::Database;
-use crate::domain::{Account, AccountId, KeyId, Plan, PlanId, Revision, Status, Time};
+use crate::domain::{Account, AccountId, KeyId, Plan, PlanId, Revision, Time};
+use crate::store::shared::key_query::{ACTIVITY_JOIN, push_wanted};
 use crate::store::shared::rows::{self, KEY_COLUMNS};
 use crate::store::{KeyQuery, StoreError, StoredKey};
-
-const ACTIVITY_JOIN: &str = " LEFT JOIN key_activity AS a ON a.key_id = k.id";
 
 pub(super) async fn key(database: &Database, id: KeyId) -> Result<Option<StoredKey>, StoreError> {
     let mut query = QueryBuilder::<Postgres>::new("SELECT ");
@@ -22,52 +21,11 @@ pub(super) async fn keys(database: &Database, query: &KeyQuery) -> Result<Vec<St
     database.all(list_sql(query).build()).await?.iter().map(rows::key).collect()
 }
 
-/// Above every string that begins so: no character is greater.
-const PREFIX_END: &str = " || chr(1114111)";
-
 fn list_sql(wanted: &KeyQuery) -> QueryBuilder<Postgres> {
-    let KeyQuery { account_id, status, environment, prefix, unused_since, expires_before, after, rows_max, now } =
-        wanted;
     let mut query = QueryBuilder::<Postgres>::new("SELECT ");
-    query.push(KEY_COLUMNS).push(" FROM keys AS k").push(ACTIVITY_JOIN).push(" WHERE k.id > ");
-    // No bytes at all are before every id.
-    query.push_bind(after.as_ref().map_or(&[][..], |id| id.as_bytes().as_slice()));
-    if let Some(account_id) = account_id {
-        query.push(" AND k.account_id = ").push_bind(account_id.as_str());
-    }
-    if let Some(status) = status {
-        push_status(&mut query, *status, *now);
-    }
-    if let Some(environment) = environment {
-        query.push(" AND k.environment = ").push_bind(environment.as_str());
-    }
-    if let Some(prefix) = prefix {
-        query.push(" AND k.prefix >= ").push_bind(prefix);
-        query.push(" AND k.prefix < ").push_bind(prefix).push(PREFIX_END);
-    }
-    if let Some(time) = unused_since {
-        query.push(" AND k.create_time < ").push_bind(time.millis());
-        query.push(" AND (a.last_used_time IS NULL OR a.last_used_time < ").push_bind(time.millis()).push(")");
-    }
-    if let Some(time) = expires_before {
-        query.push(" AND k.expire_time < ").push_bind(time.millis());
-    }
-    query.push(" ORDER BY k.id LIMIT ").push_bind(i64::from(*rows_max));
+    query.push(KEY_COLUMNS).push(" FROM keys AS k").push(ACTIVITY_JOIN);
+    push_wanted(&mut query, wanted);
     query
-}
-
-/// As `Key::status_at` has it.
-fn push_status(query: &mut QueryBuilder<Postgres>, status: Status, now: Time) {
-    let (condition, until) = match status {
-        Status::Active => (" AND k.status = 'active' AND (k.expire_time IS NULL OR k.expire_time > ", ")"),
-        Status::Disabled => (" AND k.status = 'disabled' AND (k.expire_time IS NULL OR k.expire_time > ", ")"),
-        Status::Expired => (" AND k.status <> 'revoked' AND k.expire_time <= ", ""),
-        Status::Revoked => {
-            query.push(" AND k.status = 'revoked'");
-            return;
-        }
-    };
-    query.push(condition).push_bind(now.millis()).push(until);
 }
 
 pub(super) async fn keys_to_renew(

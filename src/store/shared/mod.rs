@@ -2,6 +2,7 @@
 
 mod error;
 pub(super) mod intern;
+pub(super) mod key_query;
 pub(super) mod new_keys;
 pub(super) mod packed;
 pub(super) mod rows;

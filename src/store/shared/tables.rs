@@ -196,7 +196,9 @@ mod tests {
     fn a_tally_is_of_all_rows_and_their_order() {
         let tally = |lines: &[&str]| {
             let mut tally = Tally::default();
-            lines.iter().for_each(|line| tally.add(line.as_bytes()));
+            for line in lines {
+                tally.add(line.as_bytes());
+            }
             tally.finish()
         };
         assert_eq!(tally(&["a\n", "b\n"]), tally(&["a\nb\n"]));

@@ -1,13 +1,15 @@
 //! One transaction that changes records.
 
+use sqlx::query::Query;
+use sqlx::sqlite::SqliteArguments;
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
 use super::insert_keys::insert_keys;
 use super::writer::Writer;
-use crate::domain::{Account, Key, Plan, Revision, Time};
+use crate::domain::{Key, Revision, Time};
 use crate::store::shared::new_keys::NewKey;
 use crate::store::shared::rows;
-use crate::store::shared::writes::{changed, one_row};
+use crate::store::shared::writes::{account_query, changed, free, one_row, plan_query, taken_query};
 use crate::store::{AuditEvent, Commit, CommitError, Guard, StoreError, StoredSecret, Write};
 
 pub(super) async fn commit(writer: &Writer, commit: &Commit) -> Result<Revision, CommitError> {
@@ -52,18 +54,20 @@ async fn apply(connection: &mut SqliteConnection, commit: &Commit) -> Result<Rev
             Write::UpdateKey { key, expected, new_secret } => {
                 if let Some(new_secret) = new_secret {
                     retire_secret(connection, (revision, commit.time), key, *expected).await?;
-                    check_hash_free(connection, new_secret, place).await?;
+                    free(taken_query(new_secret).fetch_one(&mut *connection).await, place)?;
                 } else if let Some(previous) = &key.previous {
                     extend_retired(connection, key, previous.expire_time).await?;
                 }
                 update_key(connection, revision, key, *expected, new_secret.as_ref()).await?;
             }
-            Write::InsertAccount(account) => write_account(connection, revision, account, None).await?,
+            Write::InsertAccount(account) => write_one(connection, account_query(revision, account, None)?).await?,
             Write::UpdateAccount(account, expected) => {
-                write_account(connection, revision, account, Some(*expected)).await?;
+                write_one(connection, account_query(revision, account, Some(*expected))?).await?;
             }
-            Write::InsertPlan(plan) => write_plan(connection, revision, plan, None).await?,
-            Write::UpdatePlan(plan, expected) => write_plan(connection, revision, plan, Some(*expected)).await?,
+            Write::InsertPlan(plan) => write_one(connection, plan_query(revision, plan, None)?).await?,
+            Write::UpdatePlan(plan, expected) => {
+                write_one(connection, plan_query(revision, plan, Some(*expected))?).await?;
+            }
             Write::DeletePlan(id, expected) => {
                 let deleted = sqlx::query("DELETE FROM plans WHERE id = $1 AND revision = $2")
                     .bind(id.as_str())
@@ -159,24 +163,6 @@ async fn extend_retired(connection: &mut SqliteConnection, key: &Key, expire_tim
     Ok(())
 }
 
-/// No key has this hash, nor had it before a rotation. Asked after the old secret was retired, so that a rotation to the
-/// same secret is refused too.
-async fn check_hash_free(
-    connection: &mut SqliteConnection,
-    secret: &StoredSecret,
-    place: usize,
-) -> Result<(), CommitError> {
-    let taken: bool = sqlx::query_scalar(
-        "SELECT EXISTS (SELECT 1 FROM keys WHERE secret_hash = $1)
-             OR EXISTS (SELECT 1 FROM retired_secrets WHERE hash = $1)",
-    )
-    .bind(secret.hash.as_bytes().as_slice())
-    .fetch_one(connection)
-    .await
-    .map_err(StoreError::from)?;
-    if taken { Err(CommitError::HashTaken(place)) } else { Ok(()) }
-}
-
 async fn update_key(
     connection: &mut SqliteConnection,
     revision: Revision,
@@ -211,52 +197,13 @@ async fn update_key(
     )
 }
 
-/// Inserts, or updates what `expected` left.
-async fn write_account(
+/// Writes a plan or an account.
+async fn write_one(
     connection: &mut SqliteConnection,
-    revision: Revision,
-    account: &Account,
-    expected: Option<Revision>,
+    query: Query<'_, Sqlite, SqliteArguments>,
 ) -> Result<(), CommitError> {
-    let sql = match expected {
-        None => "INSERT INTO accounts (id, plan_id, revision, body) VALUES ($1, $2, $3, $4)",
-        Some(_) => "UPDATE accounts SET plan_id = $2, revision = $3, body = $4 WHERE id = $1 AND revision = $5",
-    };
-    let mut query = sqlx::query(sql)
-        .bind(account.id.as_str())
-        .bind(account.plan.as_str())
-        .bind(revision.number())
-        .bind(rows::account_body(account)?);
-    if let Some(expected) = expected {
-        query = query.bind(expected.number());
-    }
-    one_row(
-        query.execute(connection).await.map(|done| done.rows_affected()),
-        || CommitError::IdTaken,
-        || CommitError::NoParent,
-    )
-}
-
-/// Inserts, or updates what `expected` left.
-async fn write_plan(
-    connection: &mut SqliteConnection,
-    revision: Revision,
-    plan: &Plan,
-    expected: Option<Revision>,
-) -> Result<(), CommitError> {
-    let sql = match expected {
-        None => "INSERT INTO plans (id, revision, body) VALUES ($1, $2, $3)",
-        Some(_) => "UPDATE plans SET revision = $2, body = $3 WHERE id = $1 AND revision = $4",
-    };
-    let mut query = sqlx::query(sql).bind(plan.id.as_str()).bind(revision.number()).bind(rows::plan_body(plan)?);
-    if let Some(expected) = expected {
-        query = query.bind(expected.number());
-    }
-    one_row(
-        query.execute(connection).await.map(|done| done.rows_affected()),
-        || CommitError::IdTaken,
-        || CommitError::NoParent,
-    )
+    let rows = query.execute(connection).await.map(|done| done.rows_affected());
+    one_row(rows, || CommitError::IdTaken, || CommitError::NoParent)
 }
 
 /// Rows of one statement: few enough for SQLite's 32,766 parameters at seven each.

@@ -3,11 +3,10 @@
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 use sqlx::{QueryBuilder, Row as _, Sqlite};
 
-use crate::domain::{Account, AccountId, KeyId, Plan, PlanId, Revision, Status, Time};
+use crate::domain::{Account, AccountId, KeyId, Plan, PlanId, Revision, Time};
+use crate::store::shared::key_query::{ACTIVITY_JOIN, prefix_end, push_wanted};
 use crate::store::shared::rows::{self, KEY_COLUMNS};
 use crate::store::{KeyQuery, StoreError, StoredKey};
-
-const ACTIVITY_JOIN: &str = " LEFT JOIN key_activity AS a ON a.key_id = k.id";
 
 pub(super) async fn key(readers: &SqlitePool, id: KeyId) -> Result<Option<StoredKey>, StoreError> {
     let mut query = QueryBuilder::<Sqlite>::new("SELECT ");
@@ -30,12 +29,9 @@ pub(super) async fn keys(readers: &SqlitePool, query: &KeyQuery) -> Result<Vec<S
     rows.iter().map(rows::key).collect()
 }
 
-/// Above every string that begins so: no character is greater. Both bounds are needed for an index to serve.
-const PREFIX_END: &str = " || char(1114111)";
-
 async fn is_rare(readers: &SqlitePool, prefix: &str) -> Result<bool, StoreError> {
     let mut query = QueryBuilder::<Sqlite>::new("SELECT count(*) FROM (SELECT 1 FROM keys WHERE prefix >= ");
-    query.push_bind(prefix).push(" AND prefix < ").push_bind(prefix).push(PREFIX_END);
+    query.push_bind(prefix).push(" AND prefix < ").push_bind(prefix_end(prefix));
     query.push(" LIMIT ").push_bind(RARE_PREFIX_ROWS_MAX + 1).push(")");
     let keys: i64 = query.build_query_scalar().fetch_one(readers).await?;
     Ok(keys <= RARE_PREFIX_ROWS_MAX)
@@ -43,59 +39,16 @@ async fn is_rare(readers: &SqlitePool, prefix: &str) -> Result<bool, StoreError>
 
 /// The index is named, because without statistics SQLite would choose among them by the look of the conditions.
 fn list_sql(wanted: &KeyQuery, by_prefix: bool) -> QueryBuilder<Sqlite> {
-    let KeyQuery { account_id, status, environment, prefix, unused_since, expires_before, after, rows_max, now } =
-        wanted;
     let mut query = QueryBuilder::<Sqlite>::new("SELECT ");
     query.push(KEY_COLUMNS).push(" FROM keys AS k");
-    query.push(match account_id {
+    query.push(match wanted.account_id {
         Some(_) => " INDEXED BY keys_by_account",
         None if by_prefix => " INDEXED BY keys_by_prefix",
         None => " INDEXED BY sqlite_autoindex_keys_1",
     });
-    query.push(ACTIVITY_JOIN).push(" WHERE k.id > ");
-    // The empty blob is before every id.
-    query.push_bind(after.as_ref().map_or(&[][..], |id| id.as_bytes().as_slice()));
-    if let Some(account_id) = account_id {
-        query.push(" AND k.account_id = ").push_bind(account_id.as_str());
-    }
-    if let Some(status) = status {
-        push_status(&mut query, *status, *now);
-    }
-    if let Some(environment) = environment {
-        query.push(" AND k.environment = ").push_bind(environment.as_str());
-    }
-    if let Some(prefix) = prefix {
-        query.push(" AND k.prefix >= ").push_bind(prefix);
-        query.push(" AND k.prefix < ").push_bind(prefix).push(PREFIX_END);
-    }
-    if let Some(time) = unused_since {
-        query.push(" AND k.create_time < ").push_bind(time.millis());
-        query.push(" AND (a.last_used_time IS NULL OR a.last_used_time < ").push_bind(time.millis()).push(")");
-    }
-    if let Some(time) = expires_before {
-        query.push(" AND k.expire_time < ").push_bind(time.millis());
-    }
-    query.push(" ORDER BY k.id LIMIT ").push_bind(*rows_max);
+    query.push(ACTIVITY_JOIN);
+    push_wanted(&mut query, wanted);
     query
-}
-
-/// As `Key::status_at` has it.
-fn push_status(query: &mut QueryBuilder<Sqlite>, status: Status, now: Time) {
-    let unexpired = " AND (k.expire_time IS NULL OR k.expire_time > ";
-    match status {
-        Status::Active => {
-            query.push(" AND k.status = 'active'").push(unexpired).push_bind(now.millis()).push(")");
-        }
-        Status::Disabled => {
-            query.push(" AND k.status = 'disabled'").push(unexpired).push_bind(now.millis()).push(")");
-        }
-        Status::Revoked => {
-            query.push(" AND k.status = 'revoked'");
-        }
-        Status::Expired => {
-            query.push(" AND k.status <> 'revoked' AND k.expire_time <= ").push_bind(now.millis());
-        }
-    }
 }
 
 pub(super) async fn keys_to_renew(
