@@ -212,6 +212,7 @@ suite! { shared, crate::fresh_shared:
     restating::a_database_is_adopted_where_nobody_is_left,
     shared_leases::units_are_called_back_from_who_holds_them,
     shared_leases::units_of_which_their_holder_does_not_know_are_spent,
+    shared_leases::what_nobody_holds_is_not_called_back_again,
     shared_leases::units_of_who_is_gone_are_elsewhere_until_they_are_closed,
     shared_leases::who_is_buried_is_refused,
     shared_leases::nothing_is_granted_by_a_database_that_moved,

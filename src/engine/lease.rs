@@ -29,7 +29,7 @@ use super::{Engine, Error};
 /// How long a check waits for the store.
 pub(super) const WAIT_MAX: Duration = Duration::from_secs(2);
 /// How long those are gathered for whom nobody waits: leases are filled up when they hold half a second's demand.
-const GATHERED: Duration = Duration::from_millis(100);
+const GATHERED: Duration = Duration::from_millis(250);
 /// How long others are given to give units back before they are asked for again.
 const RECALL_PACE: Duration = Duration::from_millis(10);
 /// Asks of one transaction.

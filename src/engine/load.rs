@@ -36,7 +36,7 @@ impl Engine {
     /// Takes over from the processes before this one, and fills the index. Until it returns, checks of keys that are not there
     /// yet would be answered UNKNOWN, so nobody may be served before.
     pub async fn load(&self) -> Result<Revision, LoadError> {
-        self.steer_by_store().await?;
+        self.await_settled().await?;
         self.take_over().await?;
         let revision = self.load_index().await?;
         self.join().await?;

@@ -241,12 +241,8 @@ impl Engine {
     /// Takes part among those that share the store, with the index filled. Checks are admitted from then on.
     pub(super) async fn join(&self) -> Result<(), LoadError> {
         let Some((store, share)) = self.shared() else { return Ok(()) };
-        let deadline = self.clock.monotonic() + MOVE_WAIT_MAX;
-        while store.register(&share.replica(self.leases.incarnation())).await? == Registration::Moved {
-            if self.clock.monotonic() > deadline {
-                return Err(LoadError::Moved);
-            }
-            tokio::time::sleep(RETRY_MAX).await;
+        if store.register(&share.replica(self.leases.incarnation())).await? == Registration::Moved {
+            return Err(LoadError::Moved);
         }
         // Before it was there, it counted nothing.
         self.usage.set_as_of(self.clock.now());
@@ -256,13 +252,22 @@ impl Engine {
         Ok(())
     }
 
-    /// The database's clock is this process's from now on.
-    pub(super) async fn steer_by_store(&self) -> Result<(), StoreError> {
-        let Some((store, _)) = self.shared() else { return Ok(()) };
-        let sent = self.clock.monotonic();
-        let time = store.time().await?;
-        self.clock.steer(time, sent, self.clock.monotonic());
-        Ok(())
+    /// Waits until a database that has moved is settled by those who remember, and takes its clock for this process's.
+    pub(super) async fn await_settled(&self) -> Result<(), LoadError> {
+        let Some((store, share)) = self.shared() else { return Ok(()) };
+        let deadline = self.clock.monotonic() + MOVE_WAIT_MAX;
+        loop {
+            let sent = self.clock.monotonic();
+            let Polled { standing, time, .. } = store.poll(&self.next_poll(share)).await?;
+            self.clock.steer(time, sent, self.clock.monotonic());
+            if !matches!(standing, Standing::Moved { .. }) {
+                return Ok(());
+            }
+            if self.clock.monotonic() > deadline {
+                return Err(LoadError::Moved);
+            }
+            tokio::time::sleep(RETRY_MAX).await;
+        }
     }
 
     /// Polls until it is told to stop. Where nobody shares the store, there is nothing to do.

@@ -155,6 +155,26 @@ pub(crate) async fn units_of_which_their_holder_does_not_know_are_spent(shared: 
     assert_eq!(store.lease(&nothing).await.unwrap(), []);
 }
 
+/// An answer of the store was lost: it has leased what the process knows nothing of, and so can never give back.
+pub(crate) async fn what_nobody_holds_is_not_called_back_again(shared: Shared) {
+    let store = &shared.store;
+    register(store, FIRST).await;
+    register(store, SECOND).await;
+    for (name, asks) in [("a", vec![]), ("b", vec![ask("c", 1)])] {
+        lease(store, FIRST, ask(name, 10)).await;
+        assert!(lease(store, SECOND, ask(name, 1)).await.elsewhere);
+        let released = vec![budget(name)];
+        let granted = asks.len();
+        let leased = store.lease(&LeaseBatch { incarnation: FIRST, now: NOW, asks, released }).await.unwrap();
+        assert_eq!(leased.iter().filter(|leased| leased.granted == 1).count(), granted);
+        assert_eq!(shared.sql("SELECT count(*) FROM recalls").await, "0");
+        // It counts as spent.
+        let denied = lease(store, SECOND, ask(name, 1)).await;
+        assert_eq!((denied.granted, denied.elsewhere), (0, false));
+        assert_eq!(lease(store, FIRST, ask(name, 1)).await.granted, 0);
+    }
+}
+
 /// Those who have ended can give nothing back: they are waited for until they are closed.
 pub(crate) async fn units_of_who_is_gone_are_elsewhere_until_they_are_closed(shared: Shared) {
     let store = &shared.store;

@@ -92,6 +92,11 @@ static WRITE: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
+/// Adds to what is uncertain: the end of an `INSERT INTO uncertain_hourly AS u`.
+pub(super) const ADD_UNCERTAIN: &str = "
+ON CONFLICT (account, budget, hour, given_back)
+DO UPDATE SET units = least(u.units::numeric + excluded.units, 9223372036854775807)::bigint";
+
 /// Of the process `$1`: the budgets `$2` are not called back any more. What it has leased of them without knowing it, because
 /// an answer was lost, stays granted, and is uncertain in the hour `$3`: nobody waits for it.
 static RELEASE: LazyLock<String> = LazyLock::new(|| {
@@ -108,8 +113,7 @@ static RELEASE: LazyLock<String> = LazyLock::new(|| {
          INSERT INTO uncertain_hourly AS u (account, budget, hour, given_back, units)
          SELECT account, budget, $3, false, least(sum(units), 9223372036854775807)::bigint FROM lost
          WHERE units > 0 GROUP BY account, budget ORDER BY account, budget
-         ON CONFLICT (account, budget, hour, given_back)
-         DO UPDATE SET units = least(u.units::numeric + excluded.units, 9223372036854775807)::bigint",
+         {ADD_UNCERTAIN}",
         is_moved()
     )
 });
@@ -117,10 +121,7 @@ static RELEASE: LazyLock<String> = LazyLock::new(|| {
 /// Grants in four steps: begin, lock and read, write, commit.
 pub(super) async fn lease(database: &Database, beats: &Beats, batch: &LeaseBatch) -> Result<Vec<Leased>, StoreError> {
     if !batch.released.is_empty() {
-        // By itself: rows of leases are locked in one order, once in a transaction.
-        let released: Vec<&str> = batch.released.iter().map(BudgetId::as_str).collect();
-        let release = sqlx::query(RELEASE.as_str()).bind(batch.incarnation.0.as_slice()).bind(released);
-        database.all(release.bind(batch.now.hour())).await?;
+        release(database, batch).await?;
     }
     if batch.asks.is_empty() {
         return Ok(Vec::new());
@@ -143,6 +144,13 @@ pub(super) async fn lease(database: &Database, beats: &Beats, batch: &LeaseBatch
         refusal(&database.one(make_room).await?, confirmed)?;
     }
     Err(StoreError::Unavailable("rows of budgets that were made are not there".to_owned()))
+}
+
+/// By itself: rows of leases are locked in one order, once in a transaction.
+async fn release(database: &Database, batch: &LeaseBatch) -> Result<(), StoreError> {
+    let released: Vec<&str> = batch.released.iter().map(BudgetId::as_str).collect();
+    let release = sqlx::query(RELEASE.as_str()).bind(batch.incarnation.0.as_slice()).bind(released);
+    database.all(release.bind(batch.now.hour())).await.map(drop)
 }
 
 async fn grant(
@@ -345,6 +353,14 @@ async fn note_uncertain(
     policy: Uncertain,
     now: Time,
 ) -> Result<(), StoreError> {
+    static NOTE: LazyLock<String> = LazyLock::new(|| {
+        format!(
+            "INSERT INTO uncertain_hourly AS u (account, budget, hour, given_back, units)
+             SELECT account, budget, $4, $5, units
+             FROM unnest($1::text[], $2::text[], $3::bigint[]) AS new (account, budget, units)
+             ORDER BY account, budget {ADD_UNCERTAIN}"
+        )
+    });
     let sums = ledger::sums(uncertain);
     if sums.is_empty() {
         return Ok(());
@@ -352,14 +368,12 @@ async fn note_uncertain(
     let accounts: Vec<&str> = sums.iter().map(|((account, _), _)| *account).collect();
     let budgets: Vec<&str> = sums.iter().map(|((_, budget), _)| *budget).collect();
     let units: Vec<i64> = sums.iter().map(|(_, units)| *units).collect();
-    let note = sqlx::query(
-        "INSERT INTO uncertain_hourly AS u (account, budget, hour, given_back, units)
-         SELECT account, budget, $4, $5, units FROM unnest($1::text[], $2::text[], $3::bigint[]) AS new (account, budget, units)
-         ORDER BY account, budget
-         ON CONFLICT (account, budget, hour, given_back)
-         DO UPDATE SET units = least(u.units::numeric + excluded.units, 9223372036854775807)::bigint",
-    );
-    let note = note.bind(accounts).bind(budgets).bind(units).bind(now.hour()).bind(policy == Uncertain::Refund);
+    let note = sqlx::query(NOTE.as_str())
+        .bind(accounts)
+        .bind(budgets)
+        .bind(units)
+        .bind(now.hour())
+        .bind(policy == Uncertain::Refund);
     fetch_all(transaction, note).await?;
     Ok(())
 }

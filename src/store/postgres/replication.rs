@@ -21,6 +21,8 @@ use crate::store::{
     RetiredSecret, Standing, StoreError,
 };
 
+/// The beat of a process that has restated what it knows: its next poll gives another.
+pub(super) const BEAT_RESTATED: i64 = i64::MAX;
 /// Changes that one poll tells of.
 const CHANGES_MAX: i64 = 20_000;
 
@@ -79,10 +81,11 @@ pub(super) async fn time(database: &Database) -> Result<Time, StoreError> {
 /// another. What such a process has applied says nothing of this history, so it acknowledges none of it.
 ///
 /// Records are looked up one by one (`OFFSET 0`), whatever the planner expects: mostly there are none.
+/// A poll that was overtaken by a later one, on another connection, leaves the later one's beat.
 static POLL: LazyLock<String> = LazyLock::new(|| {
     format!(
         "WITH status AS MATERIALIZED (
-           SELECT s.revision, s.moving, coalesce(last.stamp, 0) AS stamp, m.restated, m.beat < $5 AS is_behind,
+           SELECT s.revision, s.moving, coalesce(last.stamp, 0) AS stamp, m.restated,
              here.stamp IS NOT DISTINCT FROM $3 AS is_known,
              {is_moved} OR s.revision < $2 OR coalesce(m.beat < $5, false) OR (here.stamp IS DISTINCT FROM $3
                AND (SELECT min(revision) FROM commits) <= $2) AS is_moved
@@ -93,7 +96,8 @@ static POLL: LazyLock<String> = LazyLock::new(|| {
            WHERE s.id = 1),
          beat AS (
            UPDATE replicas AS r SET seen = clock_timestamp(),
-             beat = CASE WHEN r.beat >= $5 OR s.moving IS NOT NULL THEN $4 ELSE r.beat END,
+             beat = CASE WHEN r.beat = {BEAT_RESTATED} THEN $4 WHEN r.beat >= $5 OR s.moving IS NOT NULL THEN greatest(r.beat, $4)
+               ELSE r.beat END,
              acknowledged = CASE WHEN s.is_moved THEN 0 ELSE $2 END, flushed = greatest(r.flushed, $7)
            FROM status AS s WHERE r.incarnation = $1 RETURNING r.incarnation),
          logged AS MATERIALIZED (

@@ -12,8 +12,8 @@ use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 
 use super::database::{Database, Transaction};
-use super::leases::{SILENT_MILLIS, fetch_all, lock_states, write_states};
-use super::replication::millis;
+use super::leases::{ADD_UNCERTAIN, SILENT_MILLIS, fetch_all, lock_states, write_states};
+use super::replication::{BEAT_RESTATED, millis};
 use super::schema::LINEAGE;
 use crate::ambient::random;
 use crate::decision::quota::State;
@@ -48,11 +48,12 @@ async fn mark(transaction: &mut Transaction, restatement: &Restatement) -> Resul
     // Its own next poll gives the number that the later ones are held against.
     let insert = sqlx::query(
         "INSERT INTO replicas (incarnation, name, fence_millis, beat, acknowledged, seen, flushed)
-         VALUES ($1, $2, $3, 9223372036854775807, 0, clock_timestamp(), 0)
+         VALUES ($1, $2, $3, $4, 0, clock_timestamp(), 0)
          ON CONFLICT (incarnation) DO UPDATE SET name = excluded.name, fence_millis = excluded.fence_millis,
            beat = excluded.beat, acknowledged = 0, seen = excluded.seen",
     );
     let insert = insert.bind(replica.incarnation.0.as_slice()).bind(&replica.name).bind(millis(replica.fence).max(1));
+    let insert = insert.bind(BEAT_RESTATED);
     fetch_all(transaction, insert).await?;
     let insert = sqlx::query(
         "INSERT INTO replicas (incarnation, name, fence_millis, beat, acknowledged, seen, flushed)
@@ -199,16 +200,16 @@ async fn end(transaction: &mut Transaction, now: Time) -> Result<Revision, Store
              INSERT INTO commits (revision, stamp) SELECT ended.revision, $1 FROM ended, told RETURNING revision"
         )
     });
-    let uncertain = sqlx::query(
-        "WITH ended AS (DELETE FROM leases RETURNING account, budget, units),
-         forgotten AS (DELETE FROM recalls)
-         INSERT INTO uncertain_hourly AS u (account, budget, hour, given_back, units)
-         SELECT account, budget, $1, false, least(sum(units), 9223372036854775807)::bigint FROM ended
-         WHERE units > 0 GROUP BY account, budget ORDER BY account, budget
-         ON CONFLICT (account, budget, hour, given_back)
-         DO UPDATE SET units = least(u.units::numeric + excluded.units, 9223372036854775807)::bigint",
-    );
-    fetch_all(transaction, uncertain.bind(now.hour())).await?;
+    static UNCERTAIN: LazyLock<String> = LazyLock::new(|| {
+        format!(
+            "WITH ended AS (DELETE FROM leases RETURNING account, budget, units),
+             forgotten AS (DELETE FROM recalls)
+             INSERT INTO uncertain_hourly AS u (account, budget, hour, given_back, units)
+             SELECT account, budget, $1, false, least(sum(units), 9223372036854775807)::bigint FROM ended
+             WHERE units > 0 GROUP BY account, budget ORDER BY account, budget {ADD_UNCERTAIN}"
+        )
+    });
+    fetch_all(transaction, sqlx::query(UNCERTAIN.as_str()).bind(now.hour())).await?;
     let out = sqlx::query(
         "DELETE FROM replicas WHERE restated IS NULL OR restated IS DISTINCT FROM (SELECT moving FROM sequence WHERE id = 1)",
     );
