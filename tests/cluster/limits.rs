@@ -4,6 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::JoinSet;
+use tollgate::proto::v1::{Key, UpdateKeyRequest, Verdict};
+
 use crate::checker::{Bounds, Weight, agrees, charged, operations_stay, within};
 use crate::history::{Answer, History, now, since};
 use crate::load::{Load, Traffic, check};
@@ -13,6 +16,9 @@ use crate::support::PATIENCE;
 const POOL: i64 = 900;
 const OWN: i64 = 500;
 const CREDITS: i64 = 700;
+/// What a key has that all replicas are asked for at once, and how many clients of each ask.
+const ALONE: i64 = 60;
+const CLIENTS_ALONE: i64 = 6;
 /// Checks of one key by one replica, before the next has its turn.
 const DRAINED_AT_ONCE: usize = 100;
 /// A denial may be remembered for a second.
@@ -67,7 +73,8 @@ impl Books {
             if is_quiet || self.overdrawn().is_some() {
                 return;
             }
-            assert!(since(begun) < PATIENCE * 2, "the limits are never used up");
+            let tally = self.history.tally(begun, None);
+            assert!(since(begun) < PATIENCE * 2, "the limits are never used up: {tally:?}");
             tokio::time::sleep(FORGOTTEN).await;
         }
     }
@@ -148,6 +155,50 @@ async fn limits_that_replicas_share_are_used_up_to_the_unit() {
     books.judge_usage(&cluster, 0).await;
     assert_eq!(books.history.tally(Duration::ZERO, None).failed, 0);
     assert_eq!(cluster.damage(), Vec::<String>::new());
+}
+
+/// Asks each of the replicas for all there is of a limit, at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_replica_was_granted_no_other_is() {
+    let Some(cluster) = Cluster::start(Shape::default()) else { return };
+    let account = cluster.account(Vec::new(), None).await;
+    let key = cluster.make_keys(&account, 1, &[yearly(ALONE)]).await.remove(0);
+    let history = Arc::new(History::default());
+    let mut asking = JoinSet::new();
+    for replica in 0..cluster.len() {
+        for _ in 0..CLIENTS_ALONE {
+            let (mut client, key, history) = (cluster.keys(replica), key.clone(), Arc::clone(&history));
+            asking.spawn(async move {
+                for _ in 0..ALONE / CLIENTS_ALONE {
+                    check(&mut client, replica, (0, &key), 1, &history).await;
+                }
+            });
+        }
+    }
+    asking.join_all().await;
+    let bounds = within(&history.calls(), &[0], ALONE).unwrap();
+    println!("{bounds:?} of {ALONE}, {:?}", history.tally(Duration::ZERO, None));
+    agrees("the limit is used up", bounds, ALONE, 0).unwrap();
+}
+
+/// Of which some are granted already that it does not have any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_limit_that_is_lowered_denies_on_all_replicas() {
+    let Some(cluster) = Cluster::start(Shape::default()) else { return };
+    let account = cluster.account(Vec::new(), None).await;
+    let made = cluster.make_keys(&account, 1, &[yearly(ALONE)]).await.remove(0);
+    let history = History::default();
+    for turn in 0..ALONE / 2 {
+        let replica = usize::try_from(turn).unwrap() % cluster.len();
+        assert_eq!(check(&mut cluster.keys(replica), replica, (0, &made), 1, &history).await, Answer::Admitted);
+    }
+    let key = Key { id: made.id.clone(), limits: vec![yearly(ALONE / 4)], ..Key::default() };
+    let update_mask = Some(prost_types::FieldMask { paths: vec!["limits".to_owned()] });
+    cluster.keys(0).update_key(UpdateKeyRequest { key: Some(key), update_mask }).await.unwrap();
+    for replica in 0..cluster.len() {
+        let answer = check(&mut cluster.keys(replica), replica, (0, &made), 1, &history).await;
+        assert_eq!(answer, Answer::Denied(Verdict::RateLimited), "replica {replica}");
+    }
 }
 
 /// What each knew of its spending is in its journal.

@@ -30,6 +30,8 @@ pub(crate) const OWNER: &str = "tollgate";
 pub(crate) const OWNER_PASSWORD: &str = "canary-of-the-owner";
 /// Names a folder with `initdb` and `postgres`, where they are in none that is looked into.
 const PROGRAMS: &str = "TOLLGATE_TEST_POSTGRES";
+/// How the folders of servers are called, before the number of the process that started them.
+const HOME: &str = "tollgate-postgres-";
 /// Fits a machine that runs several. Segments of a megabyte make a server that is copied in no time.
 const SETTINGS: &str = "
 shared_buffers = 32MB
@@ -85,6 +87,22 @@ fn id(arguments: &[&str]) -> Option<u32> {
 impl User {
     fn find() -> Option<Self> {
         ["postgres", "nobody"].iter().find_map(|name| Some(Self { id: id(&["-u", name])?, group: id(&["-g", name])? }))
+    }
+}
+
+fn folder_of_this_process() -> TempDir {
+    tempfile::Builder::new().prefix(&format!("{HOME}{}-", std::process::id())).tempdir().unwrap()
+}
+
+/// Removes what servers left behind whose tests were killed, or kept them until the process ended.
+fn sweep() {
+    for entry in fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some(owner) = name.to_str().and_then(|name| name.strip_prefix(HOME)?.split('-').next()) else { continue };
+        if !Path::new("/proc").join(owner).exists() {
+            // Another may do so at the same time.
+            _ = fs::remove_dir_all(entry.path());
+        }
     }
 }
 
@@ -211,7 +229,8 @@ impl Postgres {
             skipped("there is neither a user `postgres` nor `nobody` to run PostgreSQL, which does not run as root");
             return None;
         }
-        let home = tempfile::tempdir().unwrap();
+        sweep();
+        let home = folder_of_this_process();
         let data = folder.unwrap_or_else(|| home.path()).join("data");
         let password_file = home.path().join("password");
         // The end of the line is no part of it.
@@ -416,7 +435,7 @@ impl Postgres {
 
     /// Copies all of it as it is now.
     pub(crate) fn back_up(&self) -> Backup {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = folder_of_this_process();
         self.give(folder.path());
         self.base_backup(&folder.path().join("data"), &[]);
         Backup(folder)
