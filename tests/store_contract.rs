@@ -200,6 +200,7 @@ suite! { shared, crate::fresh_shared:
     replication::peers_and_what_they_acknowledge,
     replication::a_change_that_was_under_way_during_a_poll,
     replication::another_history_is_noticed,
+    replication::polls_that_overtake_each_other,
     replication::who_is_silent_is_buried_by_one_who_listens,
     replication::a_burial_waits_for_a_poll_and_a_poll_for_a_burial,
     replication::a_poll_that_is_given_up_is_in_nobodys_way,

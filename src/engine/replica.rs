@@ -36,7 +36,8 @@ pub struct ReplicaOptions {
 
 /// How often it polls while a call waits for the others.
 const HURRIED_INTERVAL: Duration = Duration::from_millis(10);
-/// After how long another poll is sent, should the one before not be answered.
+/// After how long another poll is sent, should the one before not be answered: at least, and where answers take longer than that, twice
+/// as long as the last took. More of them would only wait for each other.
 const OVERDUE: Duration = Duration::from_millis(500);
 /// Polls under way at once.
 const POLLS_MAX: usize = 8;
@@ -215,6 +216,8 @@ struct Pace {
     failures: u32,
     /// Whether the last one brought something, which the others want to hear acknowledged.
     again: bool,
+    /// How long the last answer took.
+    round_trip: Duration,
 }
 
 /// Polls under way.
@@ -335,13 +338,14 @@ impl Engine {
                 store.reset();
                 polls.give_up();
             }
+            let round_trip = self.clock.monotonic().saturating_sub(sent.began);
             let heard = self.heed(store, share, sent).await;
             Self::note_store(&self.following_fails, heard.as_ref().err(), "followed");
             if let Ok(news) = heard {
                 if news == News::Anew {
                     polls.give_up();
                 }
-                pace = Pace { failures: 0, again: news != News::None };
+                pace = Pace { failures: 0, again: news != News::None, round_trip };
             } else {
                 pace.failures = pace.failures.saturating_add(1);
                 share.unbroken_since.store(BROKEN, Ordering::Relaxed);
@@ -354,7 +358,7 @@ impl Engine {
             return std::future::pending().await;
         }
         if under_way > 0 {
-            return tokio::time::sleep(OVERDUE).await;
+            return tokio::time::sleep((pace.round_trip * 2).clamp(OVERDUE, POLL_TIME_MAX)).await;
         }
         if pace.failures > 0 {
             return tokio::time::sleep(pace.retry_after()).await;

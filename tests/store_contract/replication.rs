@@ -272,6 +272,21 @@ pub(crate) async fn another_history_is_noticed(shared: Shared) {
     assert!(poll(store, FIRST, at, 12).await.peers.iter().all(|peer| peer.incarnation != THIRD));
 }
 
+/// A network may hold polls up and hand them on later, one after the other or not.
+pub(crate) async fn polls_that_overtake_each_other(shared: Shared) {
+    let store = &shared.store;
+    register(store, FIRST).await;
+    let position = position(store).await;
+    let polled = async |beat, beat_confirmed| {
+        let flushed = Time::from_millis(0);
+        let poll = Poll { incarnation: FIRST, position, beat, beat_confirmed, flushed };
+        replication(store).poll(&poll).await.unwrap().standing
+    };
+    for (beat, beat_confirmed) in [(1, 0), (4, 1), (2, 1), (3, 1), (5, 4), (6, 5)] {
+        assert_eq!(polled(beat, beat_confirmed).await, Standing::Registered, "{beat}");
+    }
+}
+
 pub(crate) async fn who_is_silent_is_buried_by_one_who_listens(shared: Shared) {
     let store = &shared.store;
     for incarnation in [FIRST, SECOND, THIRD] {
