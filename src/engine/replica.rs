@@ -52,6 +52,8 @@ const POLL_TIME_MAX: Duration = Duration::from_secs(4);
 const BROKEN: u64 = u64::MAX;
 /// Times of the database that are the same but for rounding, in milliseconds. Who is there is heard of after ten times that.
 const SAME_MILLIS: i64 = 2;
+/// Round trips that a new connection takes before it polls.
+const CONNECTING_TRIPS: u32 = 8;
 /// How long a process that starts waits for others to end a move of the database.
 const MOVE_WAIT_MAX: Duration = Duration::from_secs(10);
 
@@ -216,7 +218,8 @@ struct Pace {
     failures: u32,
     /// Whether the last one brought something, which the others want to hear acknowledged.
     again: bool,
-    /// How long the last answer took.
+    /// When a poll was answered last, so that there is a connection that works, and how long that took.
+    answered: Duration,
     round_trip: Duration,
 }
 
@@ -235,6 +238,10 @@ impl Polls {
         let sent = joined.ok()?;
         self.began.remove(&sent.poll.beat);
         Some(sent)
+    }
+
+    fn began_after(&self, answered: Duration) -> usize {
+        self.began.values().filter(|began| **began > answered).count()
     }
 
     fn give_up(&mut self) {
@@ -321,31 +328,34 @@ impl Engine {
         let mut polls = Polls::default();
         let mut pace = Pace::default();
         loop {
-            let under_way = polls.tasks.len();
+            let (under_way, unanswered) = (polls.tasks.len(), polls.began_after(pace.answered));
             let answered = tokio::select! {
                 biased;
                 () = &mut stop => return,
                 sent = polls.next() => sent,
-                () = self.next_poll_due(store, share, under_way, &pace) => {
+                () = self.next_poll_due(store, share, under_way, unanswered, &pace) => {
                     pace.again = false;
                     self.send_poll(share, &mut polls);
                     continue;
                 }
             };
             let Some(sent) = answered else { continue };
-            if sent.result.is_ok() && polls.began.values().any(|began| *began + OVERTAKEN <= sent.began) {
+            let answered = self.clock.monotonic();
+            let round_trip = answered.saturating_sub(sent.began);
+            // On a slow network others may still be connecting.
+            let overtaken = OVERTAKEN.max(round_trip * CONNECTING_TRIPS);
+            if sent.result.is_ok() && polls.began.values().any(|began| *began + overtaken <= sent.began) {
                 // Those that were sent so much earlier went into connections that are dead, as did whatever else was sent then.
                 store.reset();
                 polls.give_up();
             }
-            let round_trip = self.clock.monotonic().saturating_sub(sent.began);
             let heard = self.heed(store, share, sent).await;
             Self::note_store(&self.following_fails, heard.as_ref().err(), "followed");
             if let Ok(news) = heard {
                 if news == News::Anew {
                     polls.give_up();
                 }
-                pace = Pace { failures: 0, again: news != News::None, round_trip };
+                pace = Pace { failures: 0, again: news != News::None, answered, round_trip };
             } else {
                 pace.failures = pace.failures.saturating_add(1);
                 share.unbroken_since.store(BROKEN, Ordering::Relaxed);
@@ -353,11 +363,19 @@ impl Engine {
         }
     }
 
-    async fn next_poll_due(&self, store: &dyn Replication, share: &Share, under_way: usize, pace: &Pace) {
+    /// `unanswered`: polls under way that began after the last answer had come.
+    async fn next_poll_due(
+        &self,
+        store: &dyn Replication,
+        share: &Share,
+        under_way: usize,
+        unanswered: usize,
+        pace: &Pace,
+    ) {
         if under_way >= POLLS_MAX {
             return std::future::pending().await;
         }
-        if under_way > 0 {
+        if unanswered > 0 {
             return tokio::time::sleep((pace.round_trip * 2).clamp(OVERDUE, POLL_TIME_MAX)).await;
         }
         if pace.failures > 0 {

@@ -45,6 +45,7 @@ pub use schema::Migrated;
 
 use self::database::Database;
 use self::hints::Hints;
+use self::replication::Pollers;
 use self::standing::Beats;
 use super::shared::usage::MergedFlush;
 use super::sqlite::SqliteStore;
@@ -78,6 +79,7 @@ pub struct PostgresStore {
     database: Arc<Database>,
     /// Connections of their own, so that polls never wait for anything else.
     polls: Arc<Database>,
+    pollers: Pollers,
     /// Commits of one process go one after the other: the server would have them wait too, each with a connection.
     commits: Arc<Mutex<()>>,
     beats: Arc<Beats>,
@@ -92,6 +94,7 @@ impl PostgresStore {
         Ok(Self {
             database: Arc::new(opened.database),
             polls: Arc::new(opened.polls),
+            pollers: Pollers::default(),
             commits: Arc::default(),
             beats: Arc::default(),
             hints: Hints::new(),
@@ -243,6 +246,7 @@ impl Store for PostgresStore {
 
     async fn close(&self) {
         self.hints.close();
+        self.pollers.clear();
         self.polls.close().await;
         self.database.close().await;
     }
@@ -255,7 +259,7 @@ impl Replication for PostgresStore {
     }
 
     async fn poll(&self, poll: &Poll) -> Result<Polled, StoreError> {
-        replication::poll(&self.polls, &self.beats, poll).await
+        replication::poll(&self.polls, &self.pollers, &self.beats, poll).await
     }
 
     async fn depart(&self, incarnation: Incarnation) -> Result<(), StoreError> {
@@ -277,6 +281,7 @@ impl Replication for PostgresStore {
     fn reset(&self) {
         self.database.reset();
         self.polls.reset();
+        self.pollers.clear();
     }
 
     async fn time(&self) -> Result<Time, StoreError> {

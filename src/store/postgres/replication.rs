@@ -3,13 +3,13 @@
 //! A poll is one statement, so what it tells is the state at one moment, after it began. The row of the process is written in it:
 //! where another is taking that out, the poll waits, and finds it gone.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 
-use super::database::Database;
+use super::database::{Database, Session, statement};
 use super::leases::fetch_all;
 use super::standing::{Beats, is_moved};
 use crate::ambient::random;
@@ -143,8 +143,46 @@ static POLL: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// `polls` has a connection that nothing else uses.
-pub(super) async fn poll(polls: &Database, beats: &Beats, poll: &Poll) -> Result<Polled, StoreError> {
+/// Connections that have polled, to be polled on again at once: a pool would first ask each whether it is well.
+#[derive(Default)]
+pub(super) struct Pollers(Mutex<Vec<Session>>);
+
+/// More are used where polls are not answered, and not kept.
+const POLLERS_MAX: usize = 2;
+
+impl std::fmt::Debug for Pollers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pollers").finish_non_exhaustive()
+    }
+}
+
+impl Pollers {
+    fn take(&self) -> Option<Session> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    fn keep(&self, session: Session) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() < POLLERS_MAX {
+            kept.push(session);
+        } else {
+            session.end();
+        }
+    }
+
+    /// Closes those that wait.
+    pub(super) fn clear(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+/// `polls` has connections that nothing else uses.
+pub(super) async fn poll(
+    polls: &Database,
+    pollers: &Pollers,
+    beats: &Beats,
+    poll: &Poll,
+) -> Result<Polled, StoreError> {
     let Poll { incarnation, position, beat, beat_confirmed, flushed } = *poll;
     let query = sqlx::query(POLL.as_str())
         .bind(incarnation.0.as_slice())
@@ -154,7 +192,13 @@ pub(super) async fn poll(polls: &Database, beats: &Beats, poll: &Poll) -> Result
         .bind(beat_confirmed)
         .bind(CHANGES_MAX)
         .bind(flushed.millis());
-    let row = polls.one(query).await?;
+    let mut session = match pollers.take() {
+        Some(session) => session,
+        None => polls.session().await?,
+    };
+    let patience = session.patience();
+    let row = statement(&patience, query.fetch_one(session.connection())).await?;
+    pollers.keep(session);
     let standing = if row.try_get("is_moved")? {
         Standing::Moved { restated: row.try_get("is_restated")? }
     } else if row.try_get("is_registered")? {
