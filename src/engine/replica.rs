@@ -235,7 +235,11 @@ impl Polls {
     /// The next that is answered; none is where none is under way, or where one panicked.
     async fn next(&mut self) -> Option<Sent> {
         let Some(joined) = self.tasks.join_next().await else { return std::future::pending().await };
-        let sent = joined.ok()?;
+        let Ok(sent) = joined else {
+            // Which one it was is not known, and one that never comes would seem to be overtaken by all others.
+            self.give_up();
+            return None;
+        };
         self.began.remove(&sent.poll.beat);
         Some(sent)
     }
