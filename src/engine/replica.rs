@@ -542,3 +542,41 @@ impl Engine {
         Incarnation(random::uuid_v7(now).unwrap_or_else(|_| i128::from(now.millis()).to_be_bytes()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever the database's clock says: a process is silent for as long as nothing new was heard of it.
+    #[test]
+    fn a_clock_that_is_set_makes_nobody_silent() {
+        let options = ReplicaOptions {
+            name: String::new(),
+            fence: Duration::from_secs(5),
+            poll_interval: Duration::from_millis(100),
+        };
+        let share = Share::new(options);
+        let other = Incarnation([1; 16]);
+        let hear = |time: i64, silence: u64, at: u64| {
+            let peer = Peer {
+                incarnation: other,
+                name: String::new(),
+                fence: Duration::from_secs(5),
+                acknowledged: Revision::ZERO,
+                silence: Duration::from_millis(silence),
+                flushed: Time::from_millis(0),
+            };
+            share.note_silence(&[peer], Time::from_millis(time), Duration::from_millis(at));
+        };
+        let unheard = |at: u64| share.unheard_for(&[other], Duration::from_millis(at)).as_millis();
+        assert_eq!(unheard(50), 0, "of whom nothing was ever heard");
+        hear(1_000, 50, 100);
+        hear(1_100, 150, 200);
+        assert_eq!(unheard(200), 100);
+        // Set forward by an hour: the same beat seems an hour old, and is not.
+        hear(3_601_200, 3_600_251, 300);
+        assert_eq!(unheard(300), 200);
+        hear(3_601_300, 20, 400);
+        assert_eq!(unheard(400), 0, "it is there");
+    }
+}
