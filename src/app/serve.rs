@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
@@ -18,7 +19,7 @@ use crate::config::{CheckAuth, Config, Database, LogFormat, MessageFormat};
 use crate::engine::ReplicaOptions;
 use crate::store::silent_after;
 use crate::tasks::Tasks;
-use crate::telemetry::{self, Condition, Readiness};
+use crate::telemetry::{self, Condition, Conditions, Readiness};
 use crate::transport::HttpStatuses;
 use crate::transport::edge::{self, Edge, IdentityNames};
 use crate::transport::grpc::{self, Api, Router};
@@ -103,9 +104,12 @@ async fn serve_parts(
         Ok(Some((ready, tasks))) => {
             serving.store(true, Ordering::Release);
             index.set(true);
+            let mut conditions = readiness.watch();
+            // First, so that who has heard that it is ready never hears from its health that it is not.
+            set_health(&reporter, health_of(&conditions.borrow_and_update())).await;
             on_ready(&ready);
             tokio::select! {
-                () = tell_health(&readiness, &reporter) => {}
+                () = tell_health(conditions, &reporter) => {}
                 () = stop.asked() => {}
             }
             Some(tasks)
@@ -146,16 +150,16 @@ async fn serve_parts(
 }
 
 /// Health follows readiness, for as long as it is polled.
-async fn tell_health(readiness: &Readiness, reporter: &HealthReporter) {
-    let mut conditions = readiness.watch();
-    loop {
-        let status =
-            if conditions.borrow_and_update().are_met() { ServingStatus::Serving } else { ServingStatus::NotServing };
-        set_health(reporter, status).await;
-        if conditions.changed().await.is_err() {
-            return std::future::pending().await;
-        }
+async fn tell_health(mut conditions: watch::Receiver<Conditions>, reporter: &HealthReporter) {
+    while conditions.changed().await.is_ok() {
+        let health = health_of(&conditions.borrow_and_update());
+        set_health(reporter, health).await;
     }
+    std::future::pending::<()>().await;
+}
+
+fn health_of(conditions: &Conditions) -> ServingStatus {
+    if conditions.are_met() { ServingStatus::Serving } else { ServingStatus::NotServing }
 }
 
 /// How this process takes part where several share the store.
