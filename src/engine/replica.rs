@@ -16,8 +16,8 @@ use tokio::task::JoinSet;
 use crate::ambient::{Clock, random};
 use crate::domain::{Revision, Time};
 use crate::store::{
-    Closed, Closing, Incarnation, LogPosition, Peer, Poll, Polled, Registration, Replica, Replication, Standing,
-    StoreError, silent_after,
+    Closed, Closing, Incarnation, LogPosition, Peer, Poll, Polled, RESTATING_PATIENCE, Registration, Replica,
+    Replication, Standing, StoreError, silent_after,
 };
 
 use super::restate::Remembered;
@@ -54,8 +54,8 @@ const BROKEN: u64 = u64::MAX;
 const SAME_MILLIS: i64 = 2;
 /// Round trips that a new connection takes before it polls.
 const CONNECTING_TRIPS: u32 = 8;
-/// How long a process that starts waits for others to end a move of the database.
-const MOVE_WAIT_MAX: Duration = Duration::from_secs(10);
+/// How long a process that starts waits for others to end a move of the database: they may have to wait for each other.
+const MOVE_WAIT_MAX: Duration = RESTATING_PATIENCE.saturating_mul(2);
 
 /// What this process knows of the store and of the others.
 #[derive(Debug)]

@@ -45,8 +45,8 @@ pub use operation::{
 };
 
 pub use replication::{
-    ChangedKey, ChangedRecords, Changes, LogPosition, Peer, Poll, Polled, Registration, Replica, Replication,
-    Restatement, Standing, silent_after,
+    ChangedKey, ChangedRecords, Changes, LogPosition, Peer, Poll, Polled, RESTATING_PATIENCE, Registration, Replica,
+    Replication, Restatement, Standing, silent_after,
 };
 
 /// A store that other parts share.

@@ -17,7 +17,8 @@
 //! A database that is restored from a backup, or a standby promoted before it had everything, is an earlier state of the same
 //! records. Polls find that out: by the number of the process's last poll, by the stamp of the last revision that it applied, and
 //! by the database's own timeline. Nothing is granted then until every process has *restated* what it knows
-//! ([`Replication::restate`]).
+//! ([`Replication::restate`]), or is given up: what it alone remembered is lost with it, so one that is only slow to find the
+//! database again is waited for longer than for its fence ([`RESTATING_PATIENCE`]).
 
 use std::time::Duration;
 
@@ -44,6 +45,9 @@ pub fn silent_after(fence: Duration) -> Duration {
     fence + fence / 20 + Duration::from_millis(250)
 }
 
+/// For how long at least a process is waited for that has yet to restate what it knows, be its fence ever so short.
+pub const RESTATING_PATIENCE: Duration = Duration::from_secs(10);
+
 /// What several processes need of a store that they share.
 #[async_trait]
 pub trait Replication: std::fmt::Debug + Send + Sync {
@@ -62,7 +66,7 @@ pub trait Replication: std::fmt::Debug + Send + Sync {
     async fn restate(&self, restatement: &Restatement) -> Result<Vec<KeyId>, StoreError>;
 
     /// Says that all that this process knew is in the store again, and ends the move where everybody has said so, or has been
-    /// silent for [`silent_after`] since it began: units leased by anybody count as uncertain and spent, and grants go on. True if
+    /// silent for [`silent_after`] and [`RESTATING_PATIENCE`] since it began: units leased by anybody count as uncertain and spent, and grants go on. True if
     /// it has ended.
     async fn conclude_restating(&self, incarnation: Incarnation, now: Time) -> Result<bool, StoreError>;
 

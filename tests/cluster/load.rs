@@ -1,5 +1,6 @@
 //! Clients that check without a pause, on all replicas at once, and write down what they were told.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -78,12 +79,24 @@ pub(crate) struct Load {
 }
 
 impl Load {
+    /// Of all replicas.
     pub(crate) fn start(cluster: &Cluster, keys: &Arc<Vec<Made>>, history: &Arc<History>, traffic: Traffic) -> Self {
+        Self::start_on(cluster, 0..cluster.len(), keys, history, traffic)
+    }
+
+    /// Of these replicas.
+    pub(crate) fn start_on(
+        cluster: &Cluster,
+        replicas: Range<usize>,
+        keys: &Arc<Vec<Made>>,
+        history: &Arc<History>,
+        traffic: Traffic,
+    ) -> Self {
         let ending = Arc::new(AtomicBool::new(false));
         let dice = Dice::of_this_run();
         let mut clients = JoinSet::new();
-        for number in 0..traffic.clients * cluster.len() {
-            let replica = number % cluster.len();
+        for number in 0..traffic.clients * replicas.len() {
+            let replica = replicas.start + number % replicas.len();
             let client = Client {
                 keys: cluster.keys(replica),
                 replica,

@@ -91,6 +91,27 @@ async fn a_backup_is_restored_under_running_replicas() {
     forgotten(|cluster| cluster.postgres.back_up(), |cluster, backup| cluster.postgres.restore(&backup)).await;
 }
 
+/// What it alone was granted is not granted again, although it has been fenced for long.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_hangs_while_the_database_goes_back_is_waited_for() {
+    let Some(mut cluster) = Cluster::start(Shape { fence: SHORT, ..Shape::default() }) else { return };
+    let books = Books::open(&cluster).await;
+    let backup = cluster.postgres.back_up();
+    let spending = Load::start_on(&cluster, 2..3, &books.keys, &books.history, TRAFFIC);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    spending.end().await;
+    cluster.replicas[2].hang();
+    cluster.postgres.restore(&backup);
+    tokio::time::sleep(SHORT * 5).await;
+    cluster.replicas[2].resume();
+    for replica in 0..cluster.len() {
+        cluster.serves(replica, &books.keys[0]).await;
+    }
+    books.drain(&cluster).await;
+    books.judge_capacity();
+    assert_eq!(cluster.damage(), Vec::<String>::new());
+}
+
 /// Nothing but grants is lost: no revision tells that the database went back, and no process that polled before is there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backup_is_restored_from_before_all_replicas_were_replaced() {

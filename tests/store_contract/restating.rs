@@ -114,6 +114,8 @@ pub(crate) async fn who_never_comes_is_waited_for_and_given_up(shared: Shared) {
     shared.sql("UPDATE sequence SET moving_since = moving_since - interval '1 hour'").await;
     assert_eq!(standing(store, THIRD, 1).await, Standing::Moved { restated: false });
     assert!(!conclude(store, FIRST).await, "it was there a moment ago");
+    shared.sql("UPDATE replicas SET seen = seen - interval '9 seconds'").await;
+    assert!(!conclude(store, FIRST).await, "it admits nothing any more, but it may yet remember");
     silence(&shared, THIRD).await;
     assert!(conclude(store, FIRST).await);
     assert_eq!(standing(store, FIRST, 1).await, Standing::Registered);

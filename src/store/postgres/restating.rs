@@ -19,7 +19,7 @@ use crate::ambient::random;
 use crate::decision::quota::State;
 use crate::domain::{KeyId, Revision, Time};
 use crate::store::shared::rows;
-use crate::store::{Incarnation, Restatement, StoreError};
+use crate::store::{Incarnation, RESTATING_PATIENCE, Restatement, StoreError};
 
 pub(super) async fn restate(database: &Database, restatement: &Restatement) -> Result<Vec<KeyId>, StoreError> {
     let mut transaction = database.begin().await?;
@@ -110,9 +110,12 @@ async fn lock(transaction: &mut Transaction) -> Result<Locked, StoreError> {
     });
     static REPLICAS: LazyLock<String> = LazyLock::new(|| {
         format!(
-            "SELECT r.incarnation, coalesce(r.restated = s.moving, false) AS is_restated,
-               clock_timestamp() - greatest(r.seen, s.moving_since) > {SILENT_MILLIS} * interval '1 ms' AS is_silent, r.name
-             FROM replicas AS r, sequence AS s WHERE s.id = 1 ORDER BY r.incarnation FOR UPDATE OF r"
+            "SELECT r.incarnation, r.name, coalesce(r.restated = s.moving, false) AS is_restated,
+               silence.millis > {SILENT_MILLIS} AS is_silent, silence.millis > greatest({SILENT_MILLIS}, {}) AS is_given_up
+             FROM sequence AS s, replicas AS r, LATERAL (
+               SELECT extract(epoch FROM clock_timestamp() - greatest(r.seen, s.moving_since)) * 1000 AS millis) AS silence
+             WHERE s.id = 1 ORDER BY r.incarnation FOR UPDATE OF r",
+            RESTATING_PATIENCE.as_millis(),
         )
     });
     let sequence = fetch_all(transaction, sqlx::query(SEQUENCE.as_str())).await?;
@@ -150,7 +153,7 @@ async fn conclude_in(transaction: &mut Transaction, incarnation: Incarnation, no
     for row in &replicas {
         if row.try_get::<&[u8], _>("incarnation")? == incarnation.0 {
             is_there = true;
-        } else if !row.try_get("is_restated")? && !row.try_get("is_silent")? {
+        } else if !row.try_get("is_restated")? && !row.try_get("is_given_up")? {
             return Ok(false);
         }
     }
