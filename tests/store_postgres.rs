@@ -250,6 +250,28 @@ async fn a_commit_whose_answer_is_lost_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_no_synchronous_standby_has_is_not_said_to_be_written() {
+    let Some(server) = Postgres::start() else { return };
+    let database = server.new_database();
+    migrated(&database).await.close().await;
+    let impatient = PostgresOptions { statement_timeout: Duration::from_secs(1), ..database.options() };
+    let store: SharedStore = Arc::new(PostgresStore::open(&impatient).await.unwrap());
+    with_account(&store).await;
+    server.configure("synchronous_standby_names = 'nobody'");
+    server.reload();
+    // A limit on the server's side would end its wait for the standby, and have it say that all is well.
+    let waiting = write(&store, vec![Write::InsertPlan(plan("other"))]).await.unwrap_err();
+    assert!(waiting.to_string().contains("whether it was written is not known"), "{waiting}");
+    server.configure("synchronous_standby_names = ''");
+    server.reload();
+    support::eventually("commits end", || {
+        server.sql("postgres", "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'") == "0"
+    });
+    write(&store, vec![Write::InsertPlan(plan("another"))]).await.unwrap();
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_comes_back_is_used_again() {
     let Some(server) = Postgres::start() else { return };
     let database = server.new_database();

@@ -233,12 +233,11 @@ impl Transaction {
 
     /// Makes it durable. Where this fails, [`StoreError::Unavailable`] says whether it is known that nothing was written.
     ///
-    /// The server waits for its synchronous standbys, where it has any, as long as it takes: a limit there would end the wait, and not
-    /// the commit.
+    /// The server waits for its synchronous standbys, where it has any, as long as it takes: `statement_timeout` does not hold there
+    /// (it would end the wait, and not the commit). Who gives up first is this process.
     pub(super) async fn commit(mut self) -> Result<(), CommitFailure> {
         let patience = self.patience();
-        let statements = sqlx::raw_sql("SET LOCAL statement_timeout = 0; COMMIT");
-        match patience.hold(statements.execute(self.session.connection())).await {
+        match patience.hold(sqlx::raw_sql("COMMIT").execute(self.session.connection())).await {
             Ok(Ok(_)) => {
                 self.session.end();
                 Ok(())
