@@ -347,7 +347,7 @@ impl Default for Replicas {
     fn default() -> Self {
         Self {
             fence: Duration::from_secs(5),
-            poll_interval: Duration::from_millis(100),
+            poll_interval: Duration::from_millis(200),
             log_kept: Duration::from_hours(24),
         }
     }
