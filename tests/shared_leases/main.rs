@@ -2,6 +2,7 @@
 //! units that one holds and another needs. In memory, and where a machine has PostgreSQL on that.
 #![cfg(test)]
 
+mod moves;
 mod store;
 #[path = "../support/mod.rs"]
 mod support;
@@ -11,6 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use secrecy::ExposeSecret as _;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tollgate::ambient::{Clock, ManualClock};
 use tollgate::decision::Request;
@@ -60,7 +62,7 @@ struct World {
 struct Process {
     engine: Arc<Engine>,
     stop: CancellationToken,
-    following: Option<CancellationToken>,
+    following: Option<(CancellationToken, JoinHandle<()>)>,
     secret: String,
 }
 
@@ -288,13 +290,15 @@ impl Process {
     fn follow(&mut self) {
         let following = CancellationToken::new();
         let (engine, stop) = (Arc::clone(&self.engine), following.clone());
-        tokio::spawn(async move { engine.follow(stop.cancelled()).await });
-        self.following = Some(following);
+        let task = tokio::spawn(async move { engine.follow(stop.cancelled()).await });
+        self.following = Some((following, task));
     }
 
-    /// Hears nothing any more.
-    fn fall_deaf(&mut self) {
-        self.following.take().unwrap().cancel();
+    /// Hears nothing any more, once what it was told last is done.
+    async fn fall_deaf(&mut self) {
+        let (following, task) = self.following.take().unwrap();
+        following.cancel();
+        task.await.unwrap();
     }
 
     fn incarnation(&self) -> Incarnation {
@@ -305,7 +309,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.stop.cancel();
-        self.following.iter().for_each(CancellationToken::cancel);
+        self.following.iter().for_each(|(following, _)| following.cancel());
     }
 }
 
@@ -360,7 +364,7 @@ async fn units_that_others_hold_are_found(on: On) {
 
 async fn who_does_not_give_back_is_waited_for_a_second(on: On) {
     let Some((world, [mut a, b, c], left)) = scattered(on).await else { return };
-    a.fall_deaf();
+    a.fall_deaf().await;
     let (verdict, passed) = world.pass_until(c.verdict(left)).await;
     assert_eq!(verdict, Verdict::RateLimited);
     assert!(passed >= SECOND, "{passed:?}");
@@ -483,7 +487,7 @@ async fn leases_are_filled_up_together() {
 async fn nothing_that_was_forgotten_is_spent_or_told() {
     let world = World::new(vec![limit(100, Period::Day)]).await;
     let [mut a, b] = world.start_all().await;
-    a.fall_deaf();
+    a.fall_deaf().await;
     for cost in [20, 1] {
         assert_eq!(a.verdict(cost).await, Verdict::Allowed);
     }
