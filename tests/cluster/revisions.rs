@@ -141,8 +141,8 @@ async fn a_replica_whose_wall_clock_is_wrong_counts_time_as_the_others_do() {
         let windows = Windows {
             length: Duration::from_secs(2),
             epoch_millis: epoch_millis(),
-            // How far what a replica knows of the database's clock may be off: half of what a poll takes.
-            slack: Duration::from_millis(50),
+            // How far what a replica knows of the database's clock may be off: half of what a poll takes on a busy machine.
+            slack: Duration::from_millis(200),
         };
         for key in 0..keys.len() {
             let found = within_windows(&history.calls(), &[key], CAPACITY, windows).unwrap();
