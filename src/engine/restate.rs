@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::decision::quota::State;
 use crate::domain::{BudgetId, Key, KeyId, KeyStatus, Revision, Revocation, SecretHash, Time};
-use crate::store::{AuditEvent, Commit, CommitError, Replication, Restatement, StoreError, StoredKey, Write};
+use crate::store::{AuditEvent, Commit, CommitError, Replication, Restatement, Revived, StoreError, StoredKey, Write};
 
 use super::replica::Share;
 use super::{COMMIT_TRIES_MAX, Engine};
@@ -27,7 +27,7 @@ pub(super) struct Remembered {
     budgets: Vec<(BudgetId, State)>,
     revoked: Vec<KeyId>,
     /// Secrets that rotations had replaced.
-    retired: Vec<SecretHash>,
+    replaced: Vec<SecretHash>,
 }
 
 impl Engine {
@@ -74,9 +74,10 @@ impl Engine {
     /// where that was to be done. What was remembered is of no use for a further move.
     pub(super) async fn begin_anew_after_move(&self, share: &Share) -> Result<bool, StoreError> {
         let mut remembered = share.remembered.lock().await;
-        let Some(known) = remembered.as_ref() else { return Ok(false) };
+        if remembered.is_none() {
+            return Ok(false);
+        }
         self.reload(share, true).await?;
-        self.disable_revived(&known.retired).await?;
         share.forget_beats();
         *remembered = None;
         tracing::warn!(
@@ -87,8 +88,8 @@ impl Engine {
     }
 
     fn remember(&self) -> Remembered {
-        let (revoked, retired) = self.index.ended();
-        Remembered { revision: self.index.revision(), budgets: self.remembered_budgets(), revoked, retired }
+        let (revoked, replaced) = self.index.ended();
+        Remembered { revision: self.index.revision(), budgets: self.remembered_budgets(), revoked, replaced }
     }
 
     async fn tell(&self, store: &dyn Replication, share: &Share, known: &Remembered) -> Result<(), StoreError> {
@@ -98,34 +99,33 @@ impl Engine {
             peers: share.seen.borrow().peers.clone(),
             budgets: Vec::new(),
             revoked: known.revoked.clone(),
+            replaced: known.replaced.clone(),
         };
         let mut chunks = known.budgets.chunks(BUDGETS_MAX);
         restatement.budgets = chunks.next().unwrap_or_default().to_vec();
-        let lost = store.restate(&restatement).await?;
-        restatement.revoked.clear();
+        let Revived { revoked, replaced } = store.restate(&restatement).await?;
+        (restatement.revoked, restatement.replaced) = Default::default();
         for budgets in chunks {
             restatement.budgets = budgets.to_vec();
             store.restate(&restatement).await?;
         }
-        for id in &lost {
+        for id in &revoked {
             self.end_again(*id, "revoked before the database went back to an earlier state", |key, revocation| {
                 key.status = KeyStatus::Revoked(revocation);
             })
             .await?;
         }
-        if !lost.is_empty() {
-            tracing::error!(keys = lost.len(), "the database had lost revocations; they were made again");
+        if !revoked.is_empty() {
+            tracing::error!(keys = revoked.len(), "the database had lost revocations; they were made again");
         }
-        Ok(())
+        self.disable_revived(&replaced).await
     }
 
     /// A secret that was replaced, perhaps because it had leaked, is the key's own again, and its successor unknown. The key is switched
     /// off, for its owner to decide.
-    async fn disable_revived(&self, retired: &[SecretHash]) -> Result<(), StoreError> {
-        for hash in retired {
-            let Some(found) = self.index.find(hash).filter(|found| !found.retired) else { continue };
-            let id = found.entry.id;
-            self.end_again(id, "its rotation was lost when the database went back to an earlier state", |key, _| {
+    async fn disable_revived(&self, keys: &[KeyId]) -> Result<(), StoreError> {
+        for id in keys {
+            self.end_again(*id, "its rotation was lost when the database went back to an earlier state", |key, _| {
                 if !key.is_revoked() {
                     key.status = KeyStatus::Disabled;
                 }

@@ -46,7 +46,7 @@ pub use operation::{
 
 pub use replication::{
     ChangedKey, ChangedRecords, Changes, LogPosition, Peer, Poll, Polled, RESTATING_PATIENCE, Registration, Replica,
-    Replication, Restatement, Standing, silent_after,
+    Replication, Restatement, Revived, Standing, silent_after,
 };
 
 /// A store that other parts share.

@@ -26,7 +26,7 @@ use async_trait::async_trait;
 
 use super::{Incarnation, LoadedKey, RetiredSecret, StoreError};
 use crate::decision::quota::State;
-use crate::domain::{Account, BudgetId, KeyId, Plan, PlanId, Revision, Time};
+use crate::domain::{Account, BudgetId, KeyId, Plan, PlanId, Revision, SecretHash, Time};
 
 /// A place in the log of changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,9 +61,9 @@ pub trait Replication: std::fmt::Debug + Send + Sync {
     async fn depart(&self, incarnation: Incarnation) -> Result<(), StoreError>;
 
     /// After the database went back to an earlier state: merges what this process remembers of budgets, so that each stands at
-    /// the most that anybody was told to be granted, and makes the process part of those who are waited for. Returns which of
-    /// `revoked` are not revoked in the store.
-    async fn restate(&self, restatement: &Restatement) -> Result<Vec<KeyId>, StoreError>;
+    /// the most that anybody was told to be granted, and makes the process part of those who are waited for. Returns what had
+    /// ended and has not in the store, for the process to end it again before it concludes.
+    async fn restate(&self, restatement: &Restatement) -> Result<Revived, StoreError>;
 
     /// Says that all that this process knew is in the store again, and ends the move where everybody has said so, or has been
     /// silent for [`silent_after`] and [`RESTATING_PATIENCE`] since it began: units leased by anybody count as uncertain and spent, and grants go on. True if
@@ -213,4 +213,15 @@ pub struct Restatement {
     pub budgets: Vec<(BudgetId, State)>,
     /// Keys that it knows to be revoked.
     pub revoked: Vec<KeyId>,
+    /// Secrets that it knows rotations to have replaced.
+    pub replaced: Vec<SecretHash>,
+}
+
+/// What had ended before the database went back to an earlier state, and has not in that.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Revived {
+    /// Keys that were revoked and are not.
+    pub revoked: Vec<KeyId>,
+    /// Keys in use whose secret is one that was replaced.
+    pub replaced: Vec<KeyId>,
 }

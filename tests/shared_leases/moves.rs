@@ -58,6 +58,23 @@ async fn a_revision_of_another_history_acknowledges_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_secret_that_was_replaced_is_of_no_use_again() {
+    let Some(world) = on_postgres().await else { return };
+    let [mut first, second] = world.start_all().await;
+    world.sql("CREATE TABLE earlier AS SELECT * FROM keys");
+    let rotation = first.engine.rotate_key(&Caller::System, world.key, 0, None);
+    let rotated = world.pass_until(rotation).await.0.unwrap();
+    // Not as a user does, but as a backup: references between tables are as they were.
+    let go_back = "SET session_replication_role = replica; DELETE FROM keys; INSERT INTO keys SELECT * FROM earlier;
+                   DELETE FROM retired_secrets";
+    world.sql(&format!("{go_back}; {MOVE}"));
+    world.is_settled(&[&first, &second]);
+    first.secret = rotated.secret.expose_secret().to_owned();
+    assert_eq!(second.verdict(1).await, Verdict::Disabled, "the old one, which may have leaked");
+    assert_eq!(first.verdict(1).await, Verdict::Unknown, "the one of which the database does not know");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn what_was_known_at_one_move_is_not_told_at_the_next() {
     let Some(world) = on_postgres().await else { return };
     let [mut first, mut second] = world.start_all().await;

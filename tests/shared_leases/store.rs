@@ -145,8 +145,8 @@ impl Replication for SharedBooks {
         Ok(())
     }
 
-    async fn restate(&self, _: &Restatement) -> Result<Vec<KeyId>, StoreError> {
-        Ok(Vec::new())
+    async fn restate(&self, _: &Restatement) -> Result<Revived, StoreError> {
+        Ok(Revived::default())
     }
 
     async fn conclude_restating(&self, _: Incarnation, _: Time) -> Result<bool, StoreError> {

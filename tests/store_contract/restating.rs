@@ -3,22 +3,23 @@
 use std::time::Duration;
 
 use tollgate::decision::quota::State;
-use tollgate::domain::{AccountId, BudgetId, Key, KeyId, KeyStatus, Revision, Revocation};
+use tollgate::domain::{AccountId, BudgetId, Key, KeyStatus, Revision, Revocation};
 use tollgate::store::{
-    Incarnation, LeaseAsk, LogPosition, Peer, Registration, Restatement, SharedStore, Standing, UncertainRow,
+    Incarnation, LeaseAsk, LogPosition, Peer, Registration, Restatement, Revived, SharedStore, Standing, UncertainRow,
 };
 
 use crate::Shared;
-use crate::records::{NOW, insert, key, key_id, with_account};
+use crate::records::{NOW, hash, insert, key, key_id, with_account};
 use crate::replication::{FENCE, FIRST, SECOND, THIRD, poll, position, register, replica, replication, silence};
 use crate::shared_leases::{ask, lease, try_lease};
 
 fn restatement(incarnation: Incarnation, budgets: Vec<(BudgetId, State)>) -> Restatement {
-    Restatement { replica: replica(incarnation), revision: Revision::new(50), peers: vec![], budgets, revoked: vec![] }
+    let (peers, revoked, replaced) = Default::default();
+    Restatement { replica: replica(incarnation), revision: Revision::new(50), peers, budgets, revoked, replaced }
 }
 
 async fn restate(store: &SharedStore, incarnation: Incarnation, budgets: Vec<(BudgetId, State)>) {
-    assert_eq!(replication(store).restate(&restatement(incarnation, budgets)).await.unwrap(), []);
+    assert_eq!(replication(store).restate(&restatement(incarnation, budgets)).await.unwrap(), Revived::default());
 }
 
 async fn conclude(store: &SharedStore, incarnation: Incarnation) -> bool {
@@ -65,10 +66,12 @@ pub(crate) async fn what_processes_know_is_merged_before_anything_is_granted(sha
     assert_eq!(standing(store, FIRST, 2).await, Standing::Moved { restated: false });
     let first = Restatement {
         revoked: [2, 3, 4].map(key_id).to_vec(),
+        replaced: [1, 3, 9].map(hash).to_vec(),
         ..restatement(FIRST, vec![(budget("b"), seven), (budget("c"), three.clone()), (budget("new"), three)])
     };
-    let open: Vec<KeyId> = replication(store).restate(&first).await.unwrap();
-    assert_eq!(open, [key_id(2)], "one is revoked, and one was never there");
+    let revived = replication(store).restate(&first).await.unwrap();
+    assert_eq!(revived.revoked, [key_id(2)], "one is revoked, and one was never there");
+    assert_eq!(revived.replaced, [key_id(1)], "one is revoked, and one is nobody's");
     assert!(!conclude(store, FIRST).await);
     assert_eq!(standing(store, FIRST, 3).await, Standing::Moved { restated: true });
     assert_eq!(standing(store, SECOND, 1).await, Standing::Moved { restated: false });
@@ -137,7 +140,7 @@ pub(crate) async fn a_process_of_which_the_database_does_not_know_is_waited_for(
         flushed: NOW,
     };
     let told = Restatement { peers: vec![missing], ..restatement(FIRST, vec![]) };
-    assert_eq!(replication(store).restate(&told).await.unwrap(), []);
+    assert_eq!(replication(store).restate(&told).await.unwrap(), Revived::default());
     assert!(!conclude(store, FIRST).await);
     assert_eq!(standing(store, SECOND, 99).await, Standing::Moved { restated: false });
     restate(store, SECOND, vec![]).await;

@@ -52,7 +52,7 @@ use super::sqlite::SqliteStore;
 use super::{
     Closed, Closing, Commit, CommitError, Incarnation, KeyQuery, LeaseBatch, Leased, Loaded, LogPosition, Operation,
     OperationBatch, Poll, Polled, RecordError, Recorded, Refund, Registration, Replica, Replication, Restatement,
-    Store, StoreError, StoredKey, UncertainRow, UsageFlush, UsageQuery,
+    Revived, Store, StoreError, StoredKey, UncertainRow, UsageFlush, UsageQuery,
 };
 use crate::domain::{Account, AccountId, KeyId, OperationId, Plan, PlanId, Revision, Time, UsageRow};
 
@@ -266,7 +266,7 @@ impl Replication for PostgresStore {
         replication::depart(&self.database, incarnation).await
     }
 
-    async fn restate(&self, restatement: &Restatement) -> Result<Vec<KeyId>, StoreError> {
+    async fn restate(&self, restatement: &Restatement) -> Result<Revived, StoreError> {
         restating::restate(&self.database, restatement).await
     }
 

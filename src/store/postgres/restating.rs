@@ -19,16 +19,27 @@ use crate::ambient::random;
 use crate::decision::quota::State;
 use crate::domain::{KeyId, Revision, Time};
 use crate::store::shared::rows;
-use crate::store::{Incarnation, RESTATING_PATIENCE, Restatement, StoreError};
+use crate::store::{Incarnation, RESTATING_PATIENCE, Restatement, Revived, StoreError};
 
-pub(super) async fn restate(database: &Database, restatement: &Restatement) -> Result<Vec<KeyId>, StoreError> {
+pub(super) async fn restate(database: &Database, restatement: &Restatement) -> Result<Revived, StoreError> {
     let mut transaction = database.begin().await?;
     mark(&mut transaction, restatement).await?;
     transaction.commit().await?;
     merge(database, restatement).await?;
     let ids: Vec<&[u8]> = restatement.revoked.iter().map(|id| id.as_bytes().as_slice()).collect();
-    let query = sqlx::query("SELECT id FROM keys WHERE id = ANY ($1) AND status <> 'revoked'").bind(ids);
-    let found = database.all(query).await?;
+    let hashes: Vec<&[u8]> = restatement.replaced.iter().map(|hash| hash.as_bytes().as_slice()).collect();
+    Ok(Revived {
+        revoked: key_ids(database, "SELECT id FROM keys WHERE id = ANY ($1) AND status <> 'revoked'", ids).await?,
+        replaced: key_ids(database, "SELECT id FROM keys WHERE secret_hash = ANY ($1) AND status = 'active'", hashes)
+            .await?,
+    })
+}
+
+async fn key_ids(database: &Database, sql: &'static str, of: Vec<&[u8]>) -> Result<Vec<KeyId>, StoreError> {
+    if of.is_empty() {
+        return Ok(Vec::new());
+    }
+    let found = database.all(sqlx::query(sql).bind(of)).await?;
     found.iter().map(|row| rows::key_id(row.try_get(0)?)).collect()
 }
 
