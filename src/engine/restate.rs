@@ -23,6 +23,8 @@ const ACTOR: &str = "system";
 /// What this process knew when the database was found to have gone back.
 #[derive(Debug)]
 pub(super) struct Remembered {
+    /// When that was, by the monotonic clock.
+    found: Duration,
     revision: Revision,
     budgets: Vec<(BudgetId, State)>,
     revoked: Vec<KeyId>,
@@ -56,10 +58,11 @@ impl Engine {
         if is_news || !is_restated {
             self.tell(store, share, known).await?;
         }
+        let waited = || self.clock.monotonic().saturating_sub(known.found);
         // Not by a poll: one that comes after the others have ended the move tells of another database than this process knows, and
         // so of a further move.
         let mut looks = 0;
-        while !store.conclude_restating(self.leases.incarnation(), self.clock.now()).await? {
+        while !store.conclude_restating(self.leases.incarnation(), waited(), self.clock.now()).await? {
             looks += 1;
             if looks > OTHERS_LOOKS_MAX {
                 return Ok(());
@@ -89,7 +92,13 @@ impl Engine {
 
     fn remember(&self) -> Remembered {
         let (revoked, replaced) = self.index.ended();
-        Remembered { revision: self.index.revision(), budgets: self.remembered_budgets(), revoked, replaced }
+        Remembered {
+            found: self.clock.monotonic(),
+            revision: self.index.revision(),
+            budgets: self.remembered_budgets(),
+            revoked,
+            replaced,
+        }
     }
 
     async fn tell(&self, store: &dyn Replication, share: &Share, known: &Remembered) -> Result<(), StoreError> {

@@ -65,10 +65,16 @@ pub trait Replication: std::fmt::Debug + Send + Sync {
     /// ended and has not in the store, for the process to end it again before it concludes.
     async fn restate(&self, restatement: &Restatement) -> Result<Revived, StoreError>;
 
-    /// Says that all that this process knew is in the store again, and ends the move where everybody has said so, or has been
-    /// silent for [`silent_after`] and [`RESTATING_PATIENCE`] since it began: units leased by anybody count as uncertain and spent, and grants go on. True if
-    /// it has ended.
-    async fn conclude_restating(&self, incarnation: Incarnation, now: Time) -> Result<bool, StoreError>;
+    /// Says that all that this process knew is in the store again, and ends the move where everybody has said so, or is given up:
+    /// silent for [`silent_after`] and [`RESTATING_PATIENCE`] since the move began by the database's clock, and for as long since this
+    /// process found it, which `waited` says by a clock that nobody sets. Units leased by anybody then count as uncertain and spent, and
+    /// grants go on. True if it has ended.
+    async fn conclude_restating(
+        &self,
+        incarnation: Incarnation,
+        waited: Duration,
+        now: Time,
+    ) -> Result<bool, StoreError>;
 
     /// Takes the database as it is, on the word of an operator: it was restored, or moved, while no process was there to
     /// remember. Fails where a process may still be there.

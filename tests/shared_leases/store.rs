@@ -149,7 +149,7 @@ impl Replication for SharedBooks {
         Ok(Revived::default())
     }
 
-    async fn conclude_restating(&self, _: Incarnation, _: Time) -> Result<bool, StoreError> {
+    async fn conclude_restating(&self, _: Incarnation, _: Duration, _: Time) -> Result<bool, StoreError> {
         Ok(true)
     }
 

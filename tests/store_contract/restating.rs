@@ -23,7 +23,11 @@ async fn restate(store: &SharedStore, incarnation: Incarnation, budgets: Vec<(Bu
 }
 
 async fn conclude(store: &SharedStore, incarnation: Incarnation) -> bool {
-    replication(store).conclude_restating(incarnation, NOW).await.unwrap()
+    conclude_after(store, incarnation, Duration::from_hours(1)).await
+}
+
+async fn conclude_after(store: &SharedStore, incarnation: Incarnation, waited: Duration) -> bool {
+    replication(store).conclude_restating(incarnation, waited, NOW).await.unwrap()
 }
 
 async fn standing(store: &SharedStore, incarnation: Incarnation, beat: i64) -> Standing {
@@ -120,6 +124,7 @@ pub(crate) async fn who_never_comes_is_waited_for_and_given_up(shared: Shared) {
     shared.sql("UPDATE replicas SET seen = seen - interval '9 seconds'").await;
     assert!(!conclude(store, FIRST).await, "it admits nothing any more, but it may yet remember");
     silence(&shared, THIRD).await;
+    assert!(!conclude_after(store, FIRST, Duration::from_secs(9)).await, "the database's clock was set");
     assert!(conclude(store, FIRST).await);
     assert_eq!(standing(store, FIRST, 1).await, Standing::Registered);
     assert_eq!(standing(store, SECOND, 1).await, Standing::Registered);

@@ -270,8 +270,13 @@ impl Replication for PostgresStore {
         restating::restate(&self.database, restatement).await
     }
 
-    async fn conclude_restating(&self, incarnation: Incarnation, now: Time) -> Result<bool, StoreError> {
-        restating::conclude(&self.database, incarnation, now).await
+    async fn conclude_restating(
+        &self,
+        incarnation: Incarnation,
+        waited: Duration,
+        now: Time,
+    ) -> Result<bool, StoreError> {
+        restating::conclude(&self.database, incarnation, waited, now).await
     }
 
     async fn adopt(&self, now: Time) -> Result<Revision, StoreError> {

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
@@ -115,32 +116,40 @@ struct Locked {
     replicas: Vec<PgRow>,
 }
 
-async fn lock(transaction: &mut Transaction) -> Result<Locked, StoreError> {
+/// `waited`: for how long this process has, by its own clock.
+async fn lock(transaction: &mut Transaction, waited: Duration) -> Result<Locked, StoreError> {
     static SEQUENCE: LazyLock<String> = LazyLock::new(|| {
         format!("SELECT s.moving IS NOT NULL, s.lineage <> {LINEAGE} FROM sequence AS s WHERE s.id = 1 FOR UPDATE OF s")
     });
     static REPLICAS: LazyLock<String> = LazyLock::new(|| {
         format!(
             "SELECT r.incarnation, r.name, coalesce(r.restated = s.moving, false) AS is_restated,
-               silence.millis > {SILENT_MILLIS} AS is_silent, silence.millis > greatest({SILENT_MILLIS}, {}) AS is_given_up
+               silence.millis > {SILENT_MILLIS} AS is_silent,
+               least(silence.millis, $1::bigint) > greatest({SILENT_MILLIS}, {}) AS is_given_up
              FROM sequence AS s, replicas AS r, LATERAL (
                SELECT extract(epoch FROM clock_timestamp() - greatest(r.seen, s.moving_since)) * 1000 AS millis) AS silence
              WHERE s.id = 1 ORDER BY r.incarnation FOR UPDATE OF r",
             RESTATING_PATIENCE.as_millis(),
         )
     });
+    let waited = i64::try_from(waited.as_millis()).unwrap_or(i64::MAX);
     let sequence = fetch_all(transaction, sqlx::query(SEQUENCE.as_str())).await?;
     let sequence = sequence.first().ok_or(sqlx::Error::RowNotFound)?;
     Ok(Locked {
         is_moving: sequence.try_get(0)?,
         is_foreign: sequence.try_get(1)?,
-        replicas: fetch_all(transaction, sqlx::query(REPLICAS.as_str())).await?,
+        replicas: fetch_all(transaction, sqlx::query(REPLICAS.as_str()).bind(waited)).await?,
     })
 }
 
-pub(super) async fn conclude(database: &Database, incarnation: Incarnation, now: Time) -> Result<bool, StoreError> {
+pub(super) async fn conclude(
+    database: &Database,
+    incarnation: Incarnation,
+    waited: Duration,
+    now: Time,
+) -> Result<bool, StoreError> {
     let mut transaction = database.begin().await?;
-    match conclude_in(&mut transaction, incarnation, now).await {
+    match conclude_in(&mut transaction, incarnation, waited, now).await {
         Ok(ended) => Ok(transaction.commit().await.map(|()| ended)?),
         Err(error) => {
             transaction.rollback().await;
@@ -149,8 +158,13 @@ pub(super) async fn conclude(database: &Database, incarnation: Incarnation, now:
     }
 }
 
-async fn conclude_in(transaction: &mut Transaction, incarnation: Incarnation, now: Time) -> Result<bool, StoreError> {
-    let Locked { is_moving, is_foreign, replicas } = lock(transaction).await?;
+async fn conclude_in(
+    transaction: &mut Transaction,
+    incarnation: Incarnation,
+    waited: Duration,
+    now: Time,
+) -> Result<bool, StoreError> {
+    let Locked { is_moving, is_foreign, replicas } = lock(transaction, waited).await?;
     if !is_moving {
         // Another has ended it; or there is a further one, of which nobody has said anything yet.
         return Ok(!is_foreign);
@@ -186,7 +200,7 @@ pub(super) async fn adopt(database: &Database, now: Time) -> Result<Revision, St
 }
 
 async fn adopt_in(transaction: &mut Transaction, now: Time) -> Result<Revision, StoreError> {
-    for row in &lock(transaction).await?.replicas {
+    for row in &lock(transaction, Duration::ZERO).await?.replicas {
         let name: &str = row.try_get("name")?;
         if row.try_get("is_restated")? {
             return Err(StoreError::Unavailable(format!(
