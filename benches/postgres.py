@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 
 from servers import Wrong
 
@@ -70,9 +71,8 @@ class Postgres:
         with open(self.data / "postgresql.conf", "a", encoding="ascii") as settings:
             settings.write(SETTINGS + f"port = {self.port}\nunix_socket_directories = '{self.home}'\n"
                            + (COUNTING if can_count else ""))
-        self.process = subprocess.Popen([*self.user, self.folder / "postgres", "-D", self.data], stdout=log, stderr=log)
+        self.start()
         cleanup.callback(self.stop)
-        self._run("pg_isready", "--host=127.0.0.1", f"--port={self.port}", tries=100)
         self.sql("CREATE ROLE tollgate LOGIN")
         self.sql("CREATE DATABASE tollgate OWNER tollgate")
         if can_count:
@@ -86,8 +86,13 @@ class Postgres:
             if done.returncode == 0:
                 return
             if left:
-                subprocess.run(["sleep", "0.1"], check=True)
+                time.sleep(0.01)
         raise Wrong(f"`{program}` ended with {done.returncode}; --log FILE keeps what it says")
+
+    def start(self):
+        """Starts it, and waits until it takes connections."""
+        self.process = subprocess.Popen([*self.user, self.folder / "postgres", "-D", self.data], stdout=self.log, stderr=self.log)
+        self._run("pg_isready", "--host=127.0.0.1", f"--port={self.port}", tries=1000)
 
     def sql(self, text):
         """As a superuser, from another database than the servers'."""

@@ -1,4 +1,5 @@
-"""Replicas on PostgreSQL: the price of a check with one and with three, what the database is asked, and how long revocations take."""
+"""Replicas on PostgreSQL: the price of a check with one and with three, what the database is asked, how long revocations take, and how
+long it takes to be back after the database."""
 
 import contextlib
 import statistics
@@ -16,13 +17,17 @@ from measure import Clock, Contest, H2load, Steady, answer_of, summary
 from postgres import Postgres
 from servers import Cli, Server, Tollgate, Wrong, memory_bytes, pin_all_threads, say
 
-PARTS = ("replicas", "statements", "revocation")
+PARTS = ("replicas", "statements", "revocation", "recovery")
 REPLICAS = 3
 # Keys of one limit a minute: the window, its capacity, and how many.
 STEADY = [("fixed", 10_000, 100), ("sliding", 10_000, 100)]
 # Keys that are revoked, one after the other.
 REVOKED = 200
 REVOKE_PATH = "/tollgate.v1.KeyService/RevokeKey"
+# Times that the database goes away, for how long each time, and how much longer a replica may take to be back: more than the fence.
+OUTAGES = 5
+OUTAGE_SECONDS = 8
+BACK_SECONDS_MAX = 60
 
 
 def run(bench):
@@ -60,6 +65,8 @@ def run(bench):
     measure("three")
     if "revocation" in args.part:
         found["revocation"] = {"postgres": postgres.version, **revocation(binary, replicas, secrets, bench.log)}
+    if "recovery" in args.part:
+        found["recovery"] = {"postgres": postgres.version, **recovery(binary, postgres, replicas, secrets, bench.log)}
     for replica in replicas:
         replica.stop()
     postgres.stop()
@@ -171,29 +178,79 @@ def look(replicas):
 def revocation(binary, replicas, secrets, log):
     """How long RevokeKey takes, with all replicas well; and that none of them admits the key after it."""
     call = Cli(binary, log, replicas[0].grpc(), secrets["operator"])
-    made = [call("keys", "create", "--account", "acct_benchfree", "--name", f"revoked {number}", "--scope", "tasks:read")
-            for number in range(REVOKED)]
+    made = [create(call, f"revoked {number}") for number in range(REVOKED)]
     with contextlib.ExitStack() as channels:
         opened = [channels.enter_context(grpc.insecure_channel(replica.grpc())) for replica in replicas]
-        method = lambda channel, path: channel.unary_unary(path, request_serializer=bytes, response_deserializer=bytes)
-        checks = [method(channel, H2load.path) for channel in opened]
+        checks = [check_of(channel, secrets) for channel in opened]
         revokes = [method(channel, REVOKE_PATH) for channel in opened]
         operator = [("authorization", f"Bearer {secrets['operator']}")]
-        caller = [("authorization", f"Bearer {secrets['caller']}")]
-        admits = lambda check, secret: check(messages.check_key_request(secret)[5:], metadata=caller, timeout=5).startswith(
-            H2load.answer_begins)
         took = []
         for number, one in enumerate(made):
-            if not all(admits(check, one["secret"]) for check in checks):
+            if not all(check(one["secret"]) for check in checks):
                 raise Wrong("a replica does not know a new key")
             revoke = revokes[number % len(revokes)]
             began = time.monotonic()
             revoke(messages.field(1, one["key"]["id"]), metadata=operator, timeout=30)
             took.append((time.monotonic() - began) * 1000)
-            if any(admits(check, one["secret"]) for check in checks):
+            if any(check(one["secret"]) for check in checks):
                 raise Wrong("a replica admits a key after RevokeKey returned")
     took.sort()
     found = {"revocations": len(took), "p50_ms": round(took[len(took) // 2], 2), "p99_ms": round(took[len(took) * 99 // 100], 2),
              "max_ms": round(took[-1], 2)}
     say("revocation with {} replicas: p50 {p50_ms} ms, p99 {p99_ms} ms".format(len(replicas), **found))
     return found
+
+
+def recovery(binary, postgres, replicas, secrets, log):
+    """How long each replica takes to admit again once the database takes connections, after it was away for longer than the fence."""
+    one = create(Cli(binary, log, replicas[0].grpc(), secrets["operator"]), "recovery")
+    took = []
+    with contextlib.ExitStack() as channels:
+        checks = [check_of(channels.enter_context(grpc.insecure_channel(replica.grpc())), secrets) for replica in replicas]
+        for _ in range(OUTAGES):
+            back(checks, one["secret"])
+            postgres.stop()
+            time.sleep(OUTAGE_SECONDS)
+            if any(is_admitted(check, one["secret"]) for check in checks):
+                raise Wrong("a replica admits a key although its fence has ended")
+            postgres.start()
+            took += back(checks, one["secret"])
+    took.sort()
+    found = {"outages": OUTAGES, "median_ms": round(took[len(took) // 2]), "max_ms": round(took[-1])}
+    say("after an outage of the database: back in {median_ms} ms, at most {max_ms} ms".format(**found))
+    return found
+
+
+def back(checks, secret):
+    """In milliseconds, after how long each of them admits."""
+    began, away, took = time.monotonic(), list(checks), []
+    while away:
+        for check in [check for check in away if is_admitted(check, secret)]:
+            away.remove(check)
+            took.append((time.monotonic() - began) * 1000)
+        if time.monotonic() - began > BACK_SECONDS_MAX:
+            raise Wrong("a replica does not come back after an outage of the database")
+        time.sleep(0.005)
+    return took
+
+
+def is_admitted(check, secret):
+    try:
+        return check(secret)
+    except grpc.RpcError:
+        return False
+
+
+def create(call, name):
+    return call("keys", "create", "--account", "acct_benchfree", "--name", name, "--scope", "tasks:read")
+
+
+def method(channel, path):
+    return channel.unary_unary(path, request_serializer=bytes, response_deserializer=bytes)
+
+
+def check_of(channel, secrets):
+    """Whether the replica admits a key."""
+    check = method(channel, H2load.path)
+    caller = [("authorization", f"Bearer {secrets['caller']}")]
+    return lambda secret: check(messages.check_key_request(secret)[5:], metadata=caller, timeout=5).startswith(H2load.answer_begins)

@@ -47,6 +47,8 @@ def print_report(about, found):
         print_statements(found["statements"])
     if "revocation" in found:
         print_revocation(found["revocation"])
+    if "recovery" in found:
+        print_recovery(found["recovery"])
 
 
 def contest_rows(title, summary):
@@ -157,3 +159,7 @@ def note_idle(summary):
         if busy < 0.9:
             print(f"note: {server}'s core was not full ({busy:.0%}): its requests a second are the generator's or the "
                   "machine's, and only the CPU time compares")
+
+
+def print_recovery(part):
+    print("\nAfter an outage of the database, replicas admit again in {median_ms} ms, at most {max_ms} ms, of {outages}".format(**part))

@@ -17,6 +17,7 @@ and on a PostgreSQL server that the bench starts:
   replicas    CheckKey with one replica and with three, and the loading of all keys
   statements  what the database is asked, and the share of checks that wait for it, at 90 % of limits of 10,000 a minute
   revocation  how long RevokeKey takes with three replicas
+  recovery    how long replicas take to admit again after the database was away
 
 Timing never fails the run. A wrong answer does, and a count that does not add up: a generator may take an error for a
 success, so Tollgate's own counters must have grown by exactly what was sent.

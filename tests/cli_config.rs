@@ -197,6 +197,7 @@ fn settings_that_contradict_each_other() {
         ("[server.tls]\nkey_file = \"c\"", "`server.tls.key_file` (t.toml, line 2): needs `server.tls.cert_file`"),
         ("[server.tls]\nclient_ca_file = \"c\"", "needs `server.tls.cert_file`"),
         ("[server]\nhttp_addr = \"127.0.0.1:50051\"", "must differ from `server.grpc_addr`"),
+        ("[replicas]\nfence = \"1s\"\npoll_interval = \"501ms\"", "at most half of `replicas.fence`"),
         ("[edge]\nclient_names = [\"envoy\"]", "needs `server.tls.client_ca_file`"),
         ("[edge]\ncredential_headers = [\"x-auth-token\"]", "`x-auth-token` begins with `edge.identity_prefix`"),
     ];

@@ -51,7 +51,7 @@ pub(super) struct ApplyArgs {
     /// Say what would be done, and do nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Work on this database directly, where no server runs on it: `sqlite:PATH`.
+    /// Work on this database directly: `sqlite:PATH`, where no server runs on it, or `postgres://…`.
     #[arg(long, value_name = "URL")]
     database: Option<String>,
     /// Work directly on the database that this file of settings names.

@@ -216,7 +216,7 @@ pub struct Limits {
 /// Where a process keeps what it spends and counts, for the case that it is killed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Journal {
-    /// In a file beside the database.
+    /// In a file beside the database, where that is a file.
     #[default]
     Auto,
     /// Nowhere.
@@ -314,6 +314,12 @@ impl Config {
         if let Some(name) = edge.credential_headers.iter().find(|name| name.starts_with(&edge.identity_prefix)) {
             let why = format!("`{name}` begins with `edge.identity_prefix`, as only the headers of the identity may");
             found.push(("edge.credential_headers", why));
+        }
+        if self.replicas.poll_interval > self.replicas.fence / 2 {
+            found.push((
+                "replicas.poll_interval",
+                "must be at most half of `replicas.fence`, which would end between polls".into(),
+            ));
         }
         if self.server.grpc_addr == self.server.http_addr && self.server.grpc_addr.port() != 0 {
             found.push(("server.http_addr", "must differ from `server.grpc_addr`".into()));

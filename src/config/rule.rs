@@ -266,7 +266,7 @@ impl Rule for JournalPlace {
     }
 
     fn allowed(&self) -> String {
-        "`auto` for beside the database, `off`, or the path of a file".into()
+        "`auto` for beside a SQLite database, `off`, or the path of a file".into()
     }
 
     fn show(&self, value: &Journal) -> Option<String> {

@@ -16,9 +16,13 @@ const PATIENCE: Duration = Duration::from_secs(2);
 impl Engine {
     /// Waits until this process has applied what was in the store when it was called, so that a change is decided by it. At once where
     /// nobody shares the store.
+    ///
+    /// Changes come here one after the other: where one has waited in vain, and nothing was heard since, the next do not wait.
     pub(super) async fn catch_up(&self) -> Result<(), Error> {
-        let since = self.clock.monotonic();
-        self.next_seen(since, OWN_POLL_MAX).await.map(drop)
+        let Some((_, share)) = self.shared() else { return Ok(()) };
+        let (since, heard) = (self.clock.monotonic(), share.seen.borrow().began);
+        let limit = if share.was_given_up(heard) { Duration::ZERO } else { OWN_POLL_MAX };
+        self.next_seen(since, limit).await.map(drop).inspect_err(|_| share.give_up(heard))
     }
 
     /// Waits until this process has applied a revision of its own. That it has not is no error: the change is made, and comes

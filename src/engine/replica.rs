@@ -70,6 +70,8 @@ pub(super) struct Share {
     /// Calls that wait for what a poll will tell.
     hurried: AtomicUsize,
     hurry: Notify,
+    /// The beginning of the last poll that was answered before a change waited for one in vain, in nanoseconds.
+    given_up: AtomicU64,
     /// When polls began to be answered without a break, in nanoseconds.
     unbroken_since: AtomicU64,
     /// Of each of the others: when the database last heard of it, by the database's clock, and since when that is so, by this one's.
@@ -112,6 +114,7 @@ impl Share {
             seen: watch::Sender::new(Seen::default()),
             hurried: AtomicUsize::new(0),
             hurry: Notify::new(),
+            given_up: AtomicU64::new(u64::MAX),
             unbroken_since: AtomicU64::new(BROKEN),
             heard: Mutex::default(),
             moves: AtomicU64::new(0),
@@ -165,6 +168,15 @@ impl Share {
         Hurry(self)
     }
 
+    /// Notes that a poll that began after this one was waited for in vain.
+    pub(super) fn give_up(&self, heard: Duration) {
+        self.given_up.store(nanos(heard), Ordering::Relaxed);
+    }
+
+    pub(super) fn was_given_up(&self, heard: Duration) -> bool {
+        self.given_up.load(Ordering::Relaxed) == nanos(heard)
+    }
+
     /// Beats count anew: the row of this process was made anew.
     pub(super) fn forget_beats(&self) {
         self.beat_confirmed.store(0, Ordering::Relaxed);
@@ -183,6 +195,10 @@ impl Share {
     pub(super) fn replica(&self, incarnation: Incarnation) -> Replica {
         Replica { incarnation, name: self.options.name.clone(), fence: self.options.fence }
     }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(0)
 }
 
 /// A call that waits for what a poll will tell.
@@ -461,9 +477,9 @@ impl Engine {
         self.apply(share, poll.position, polled.position, polled.changes).await?;
         share.beat_confirmed.fetch_max(poll.beat, Ordering::Relaxed);
         self.fence.extend(began + share.options.fence);
-        _ = share.unbroken_since.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |since| {
-            (since == BROKEN).then(|| u64::try_from(began.as_nanos()).unwrap_or(0))
-        });
+        _ = share
+            .unbroken_since
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |since| (since == BROKEN).then(|| nanos(began)));
         if !polled.recalled.is_empty() {
             self.recall(&polled.recalled);
         }

@@ -170,6 +170,27 @@ pub(crate) fn within_windows(
     Ok((numbers.len(), most))
 }
 
+/// In no span of this length more is admitted than the capacity, wherever it begins, of what was certainly done in it. Returns the
+/// most that was.
+pub(crate) fn within_spans(calls: &[Call], keys: &[usize], capacity: i64, length: Duration) -> Result<i64, String> {
+    let is_admitted = |call: &&Call| call.kind == Kind::Check && call.answer == Answer::Admitted;
+    let mut admitted: Vec<&Call> = calls.iter().filter(is_admitted).filter(|call| keys.contains(&call.key)).collect();
+    admitted.sort_by_key(|call| call.start);
+    let mut most = 0;
+    for (place, first) in admitted.iter().enumerate() {
+        let begun = admitted[place..].iter().take_while(|call| call.start <= first.start + length);
+        let units = begun.filter(|call| call.end <= first.start + length).map(|call| call.cost).sum();
+        if units > capacity {
+            return Err(format!(
+                "{BROKEN}: {units} units were admitted in the {length:?} after {:?}, of {capacity}",
+                first.start
+            ));
+        }
+        most = most.max(units);
+    }
+    Ok(most)
+}
+
 /// An operation that was admitted stays so to all who ask again, as long as it is not given back and its key is not revoked.
 /// Returns how many times somebody asked again.
 pub(crate) fn operations_stay(calls: &[Call]) -> Result<usize, String> {
@@ -220,6 +241,21 @@ mod tests {
 
     fn check(start: u64, end: u64, answer: Answer) -> Call {
         call(Kind::Check, start, end, answer)
+    }
+
+    #[test]
+    fn a_span_holds_what_lies_in_it() {
+        let length = Duration::from_millis(100);
+        let calls = [
+            check(10, 20, Answer::Admitted),
+            check(15, 111, Answer::Admitted),
+            check(50, 110, Answer::Admitted),
+            check(60, 70, LIMITED),
+            check(111, 115, Answer::Admitted),
+        ];
+        assert_eq!(within_spans(&calls, &[0], 6, length), Ok(6), "15 to 115");
+        assert!(within_spans(&calls, &[0], 5, length).unwrap_err().starts_with(BROKEN));
+        assert_eq!(within_spans(&calls, &[1], 0, length), Ok(0));
     }
 
     #[test]

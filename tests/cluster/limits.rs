@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
-use tollgate::proto::v1::{Key, UpdateKeyRequest, Verdict};
+use tollgate::proto::v1::{Algorithm, Key, Limit, UpdateKeyRequest, Verdict};
 
-use crate::checker::{Bounds, Weight, agrees, charged, operations_stay, within};
-use crate::history::{Answer, History, now, since};
+use crate::checker::{Bounds, Weight, Windows, agrees, charged, operations_stay, within, within_spans, within_windows};
+use crate::history::{Answer, History, epoch_millis, now, since};
 use crate::load::{Load, Traffic, check};
-use crate::replicas::{Cluster, Made, SHORT, Shape, yearly};
+use crate::replicas::{Cluster, Made, SHORT, Shape, seconds, yearly};
 use crate::support::PATIENCE;
 
 const POOL: i64 = 900;
@@ -262,4 +262,44 @@ async fn limits_hold_while_postgresql_is_killed_and_restarted() {
     books.judge_limits(lost);
     books.judge_usage(&cluster, 0).await;
     assert_eq!(cluster.damage(), Vec::<String>::new());
+}
+
+/// Of fixed windows and of sliding ones, which end many times while the test runs: less than clients ask for.
+const WINDOW: Duration = Duration::from_secs(2);
+const OF_A_WINDOW: i64 = 60;
+/// How far what a replica knows of the database's clock may be off on a busy machine.
+const CLOCK_SLACK: Duration = Duration::from_millis(200);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_window_admits_more_than_it_has_whatever_befalls_replicas_and_database() {
+    let Some(mut cluster) = Cluster::start(Shape { fence: SHORT, ..Shape::default() }) else { return };
+    let account = cluster.account(Vec::new(), None).await;
+    let fixed = seconds(i32::try_from(WINDOW.as_secs()).unwrap(), OF_A_WINDOW);
+    let sliding = Limit { algorithm: Algorithm::SlidingWindow.into(), ..fixed.clone() };
+    let mut keys = cluster.make_keys(&account, 2, &[fixed]).await;
+    keys.extend(cluster.make_keys(&account, 2, &[sliding]).await);
+    let (keys, history) = (Arc::new(keys), Arc::new(History::default()));
+    let load = Load::start(&cluster, &keys, &history, Traffic::default());
+    tokio::time::sleep(WINDOW).await;
+    cluster.replicas[0].kill();
+    cluster.replicas[0].start();
+    cluster.replicas[1].proxy.black_hole();
+    tokio::time::sleep(WINDOW).await;
+    cluster.replicas[1].proxy.heal();
+    tokio::time::sleep(WINDOW).await;
+    cluster.postgres.kill();
+    cluster.postgres.start_again();
+    tokio::time::sleep(WINDOW * 3).await;
+    load.end().await;
+    let windows = Windows { length: WINDOW, epoch_millis: epoch_millis(), slack: CLOCK_SLACK };
+    let calls = history.calls();
+    for key in 0..keys.len() {
+        let most = if key < 2 {
+            within_windows(&calls, &[key], OF_A_WINDOW, windows).unwrap().1
+        } else {
+            within_spans(&calls, &[key], OF_A_WINDOW, WINDOW.saturating_sub(CLOCK_SLACK * 2)).unwrap()
+        };
+        println!("key {key}: at most {most} of {OF_A_WINDOW}");
+        assert!(most > OF_A_WINDOW / 4, "the limit is reached: {most}");
+    }
 }

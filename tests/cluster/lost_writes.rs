@@ -1,15 +1,18 @@
 //! PostgreSQL goes back to an earlier state, by a standby that had not everything or by a backup, while replicas run: what was
 //! revoked stays revoked, and what was charged stays charged.
 
+use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
+
+use tollgate::proto::v1::Verdict;
 
 use crate::checker::revocations_hold;
 use crate::history::{Answer, History, now, since};
 use crate::limits::{Books, TRAFFIC};
 use crate::load::{Load, Traffic, check, revoke};
-use crate::replicas::{Cluster, Made, SHORT, Shape};
-use crate::support::{PATIENCE, eventually, postgres::Postgres};
+use crate::replicas::{Cluster, Made, Replica, SHORT, Shape};
+use crate::support::{PATIENCE, eventually, postgres::Postgres, run, text, tollgate};
 
 const REVOKED: usize = 10;
 const RECOVERY_MAX: Duration = PATIENCE;
@@ -43,6 +46,7 @@ async fn forgotten<T>(remember: impl FnOnce(&Cluster) -> T, forget: impl FnOnce(
         cluster.serves(replica, &keys[REVOKED]).await;
     }
     println!("served again after {:?}", since(begun));
+    assert!(cluster.replicas.iter().all(|replica| replica.log().contains("THE DATABASE HAS GONE BACK")));
     assert!(since(begun) < RECOVERY_MAX);
     for replica in 0..cluster.len() {
         let mut client = cluster.keys(replica);
@@ -131,5 +135,36 @@ async fn a_backup_is_restored_from_before_all_replicas_were_replaced() {
     }
     books.drain(&cluster).await;
     books.judge_capacity();
+    assert_eq!(cluster.damage(), Vec::<String>::new());
+}
+
+/// Nobody remembers what it lacks, so an operator has to say it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_went_back_while_no_replica_ran_is_not_served_until_an_operator_has_looked() {
+    let Some(mut cluster) = Cluster::start(Shape { fence: SHORT, ..Shape::default() }) else { return };
+    let account = cluster.account(Vec::new(), None).await;
+    let keys = cluster.make_keys(&account, 2, &[]).await;
+    let history = History::default();
+    let standby = cluster.postgres.standby();
+    cluster.postgres.is_followed_by(&standby);
+    standby.hold_back();
+    assert_eq!(revoke(&mut cluster.keys(0), 0, (0, &keys[0]), &history).await.0, Answer::Done);
+    cluster.replicas.iter_mut().for_each(Replica::stop);
+    cluster.postgres.stop();
+    standby.promote();
+    cluster.turn_to(standby);
+    let refusal = cluster.replicas[0].refused();
+    assert!(refusal.contains("tollgate store adopt"), "{refusal}");
+
+    let ids = cluster.home().join("ids");
+    fs::write(&ids, format!("{}\n", keys[0].id)).unwrap();
+    let adopted = run(tollgate(&["store", "adopt", "--revoke"]).arg(&ids).args(cluster.database.access()), "");
+    assert!(text(&adopted).contains("1 of 1 keys"), "{adopted:?}");
+    cluster.replicas.iter_mut().for_each(Replica::start);
+    for replica in 0..cluster.len() {
+        cluster.serves(replica, &keys[1]).await;
+        let answer = check(&mut cluster.keys(replica), replica, (0, &keys[0]), 1, &history).await;
+        assert_eq!(answer, Answer::Denied(Verdict::Revoked));
+    }
     assert_eq!(cluster.damage(), Vec::<String>::new());
 }

@@ -3,9 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::JoinSet;
+use tollgate::proto::v1::{ListKeysRequest, RevokeKeyRequest};
+use tonic::Code;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
 use crate::history::{Answer, History, Tally, now};
 use crate::load::{Load, Traffic};
-use crate::replicas::{Cluster, LONG, Made, SHORT, Shape, yearly};
+use crate::replicas::{Cluster, LONG, Made, Replica, SHORT, Shape, yearly};
+use crate::support::{create, eventually};
 
 /// It must be less than this until a replica serves again, on any machine.
 const RECOVERY_MAX: Duration = Duration::from_secs(20);
@@ -62,6 +70,8 @@ async fn an_outage_longer_than_the_fence_ends_all_admissions_until_it_is_over() 
     cluster.replicas[1].proxy.black_hole();
     let shut = now() + fence;
     tokio::time::sleep(fence * 4).await;
+    says_that_it_is_cut_off(&cluster).await;
+    changes_nothing(&cluster, &keys).await;
     let healed = now();
     cluster.replicas[1].proxy.heal();
     let again = cluster.serves(1, &keys[0]).await;
@@ -69,6 +79,11 @@ async fn an_outage_longer_than_the_fence_ends_all_admissions_until_it_is_over() 
     assert!(again < RECOVERY_MAX);
     let with_limit = cluster.serves(1, &keys[7]).await;
     println!("with a limit {with_limit:?} later");
+    let victim = &cluster.replicas[1];
+    eventually("it is ready, and no longer fenced", || is_ready(victim) && victim.metric(FENCED) < 0.5);
+    eventually("all are there", || cluster.replicas.iter().all(|replica| replica.metric(ALIVE) > 2.5));
+    assert_eq!(health(&cluster, 1).await, ServingStatus::Serving);
+    assert!(!names(&cluster, &keys[0].account_id).await.iter().any(|name| name == NOT_MADE));
     tokio::time::sleep(Duration::from_secs(1)).await;
     load.end().await;
     {
@@ -80,6 +95,62 @@ async fn an_outage_longer_than_the_fence_ends_all_admissions_until_it_is_over() 
     }
     assert_eq!((plain(&history, 0, begun).failed, plain(&history, 2, begun).failed), (0, 0));
     assert_eq!(plain(&history, 1, healed + again).failed, 0, "it goes on");
+    assert_eq!(history.tally(begun, None).denied, 0, "nothing was half revoked");
+}
+
+const FENCED: &str = "tollgate_replica_fenced";
+const ALIVE: &str = "tollgate_replicas_alive";
+/// What keys are called whose making failed.
+const NOT_MADE: &str = "not made";
+/// Changes at once. One after the other, each with all of its patience, they would take longer than the test waits.
+const CHANGES: usize = 20;
+
+fn is_ready(replica: &Replica) -> bool {
+    replica.server.as_ref().unwrap().get("/readyz").0 == 200
+}
+
+async fn health(cluster: &Cluster, replica: usize) -> ServingStatus {
+    let mut client = HealthClient::new(cluster.channel(replica));
+    client.check(HealthCheckRequest::default()).await.unwrap().into_inner().status()
+}
+
+/// The replica at place 1, to those who watch it; and what the others say of that.
+async fn says_that_it_is_cut_off(cluster: &Cluster) {
+    let victim = &cluster.replicas[1];
+    assert!(!is_ready(victim));
+    assert_eq!(health(cluster, 1).await, ServingStatus::NotServing);
+    eventually("it says so", || victim.metric(FENCED) > 0.5);
+    assert!(victim.metric("tollgate_replica_fence_age_seconds") > SHORT.as_secs_f64());
+    for other in [0, 2] {
+        let replica = &cluster.replicas[other];
+        eventually("the others miss it", || (1.5..2.5).contains(&replica.metric(ALIVE)));
+        assert!(is_ready(replica) && replica.metric(FENCED) < 0.5);
+    }
+}
+
+/// Changes that the replica at place 1 is asked for are refused, all of them, and soon.
+async fn changes_nothing(cluster: &Cluster, keys: &[Made]) {
+    let mut changes = JoinSet::new();
+    for number in 0..CHANGES {
+        let (mut client, key) = (cluster.keys(1), keys[3].clone());
+        changes.spawn(async move {
+            if number == 0 {
+                let request = RevokeKeyRequest { id: key.id, ..RevokeKeyRequest::default() };
+                return client.revoke_key(request).await.map(drop);
+            }
+            create(&mut client, &key.account_id, NOT_MADE).await.map(drop)
+        });
+    }
+    let made = tokio::time::timeout(Duration::from_secs(20), changes.join_all()).await;
+    for made in made.expect("changes don't wait for each other in vain") {
+        assert_eq!(made.unwrap_err().code(), Code::Unavailable);
+    }
+}
+
+async fn names(cluster: &Cluster, account_id: &str) -> Vec<String> {
+    let request = ListKeysRequest { account_id: account_id.to_owned(), page_size: 1_000, ..ListKeysRequest::default() };
+    let keys = cluster.keys(0).list_keys(request).await.unwrap().into_inner().keys;
+    keys.into_iter().map(|key| key.name).collect()
 }
 
 /// The other end of all connections is gone, and nobody says so; new ones are answered.

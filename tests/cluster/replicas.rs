@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
@@ -19,7 +19,7 @@ use tonic::transport::{Channel, Endpoint};
 use crate::history::{Answer, now, since};
 use crate::proxy::Proxy;
 use crate::support::postgres::{Database, Postgres, free_port};
-use crate::support::{Bearer, GLANCE, Keys, PATIENCE, Server, dice, hex, run, serve_command, skipped, tollgate};
+use crate::support::{Bearer, GLANCE, Keys, PATIENCE, Server, dice, hex, run, said, serve_command, skipped, tollgate};
 
 /// A plan that bounds nothing.
 pub(crate) const PLAN: &str = "open";
@@ -83,6 +83,14 @@ impl Replica {
 
     pub(crate) fn kill(&mut self) {
         self.server = None;
+    }
+
+    /// Has it start where it must not. What it says.
+    pub(crate) fn refused(&self) -> String {
+        let flags: Vec<&str> = self.flags.iter().map(String::as_str).collect();
+        let output = run(&mut serve_command(&self.dir, &flags), "");
+        assert!(!output.status.success(), "{}", said(&output));
+        said(&output)
     }
 
     /// Ends it in order.
@@ -198,6 +206,11 @@ impl Cluster {
         flags.extend(shape.flags.iter().map(ToString::to_string));
         let wrong_clock = shape.wrong_clock.filter(|(wrong, _)| *wrong == place).map(|(_, by)| by.to_owned());
         Replica { proxy, server: None, grpc, dir, flags, wrong_clock }
+    }
+
+    /// A folder that is gone with the cluster.
+    pub(crate) fn home(&self) -> &Path {
+        self.home.path()
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -349,7 +362,7 @@ impl Cluster {
         let mut doctor = tollgate(&["doctor", "--output=json", "--grpc-addr=127.0.0.1:0", "--http-addr=127.0.0.1:0"]);
         let output = run(doctor.args(self.database.access()), "");
         let findings: Vec<serde_json::Value> =
-            serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", crate::support::said(&output)));
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", said(&output)));
         findings.iter().filter(|finding| finding["ok"] != true).map(ToString::to_string).collect()
     }
 }

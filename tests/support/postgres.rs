@@ -525,7 +525,7 @@ impl SmallDisk {
         let size = format!("size={megabytes}m");
         let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(folder.path()).output();
         if !mounted.is_ok_and(|output| output.status.success()) {
-            println!("SKIPPED: a file system cannot be mounted here; it takes root");
+            skipped("a file system cannot be mounted here; it takes root");
             return None;
         }
         Some(Self(folder))
