@@ -15,7 +15,9 @@ CREATE TABLE sequence (
     moving       uuid,
     moving_since timestamptz,
     -- The last revision that anybody is known to have been told, while they do.
-    moving_floor bigint NOT NULL DEFAULT 0
+    moving_floor bigint NOT NULL DEFAULT 0,
+    -- The last move that has ended.
+    moved        uuid
 );
 
 -- What each revision drew at random. Kept for as long as `changes`, and the last one always.

@@ -18,6 +18,7 @@ mod budget;
 mod budget_list;
 #[cfg(test)]
 mod budget_tests;
+mod bury;
 mod check;
 mod demand;
 mod error;

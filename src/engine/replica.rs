@@ -16,8 +16,8 @@ use tokio::task::JoinSet;
 use crate::ambient::{Clock, random};
 use crate::domain::{Revision, Time};
 use crate::store::{
-    Closed, Closing, Incarnation, LogPosition, Peer, Poll, Polled, RESTATING_PATIENCE, Registration, Replica,
-    Replication, Standing, StoreError, silent_after,
+    Incarnation, LogPosition, Peer, Poll, Polled, RESTATING_PATIENCE, Registration, Replica, Replication, Standing,
+    StoreError, silent_after,
 };
 
 use super::restate::Remembered;
@@ -54,8 +54,6 @@ const BROKEN: u64 = u64::MAX;
 const SAME_MILLIS: i64 = 2;
 /// Round trips that a new connection takes before it polls.
 const CONNECTING_TRIPS: u32 = 8;
-/// How long a process that starts waits for others to end a move of the database: they may have to wait for each other.
-const MOVE_WAIT_MAX: Duration = RESTATING_PATIENCE.saturating_mul(2);
 
 /// What this process knows of the store and of the others.
 #[derive(Debug)]
@@ -137,10 +135,25 @@ impl Share {
     }
 
     /// For how long nothing was heard of any of these, by this process's own clock: the database's may be set.
-    fn unheard_for(&self, peers: &[Incarnation], now: Duration) -> Duration {
+    pub(super) fn unheard_for(&self, peers: &[Incarnation], now: Duration) -> Duration {
         let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         let since = peers.iter().map(|peer| heard.get(peer).map_or(now, |(_, since)| *since)).max();
         now.saturating_sub(since.unwrap_or(now))
+    }
+
+    /// A poll that began then was answered.
+    fn note_contact(&self, began: Duration) {
+        _ = self.unbroken_since.compare_exchange(BROKEN, nanos(began), Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    fn note_break(&self) {
+        self.unbroken_since.store(BROKEN, Ordering::Relaxed);
+    }
+
+    /// For how long polls have been answered without a break.
+    pub(super) fn in_contact_for(&self, now: Duration) -> Duration {
+        let since = self.unbroken_since.load(Ordering::Relaxed);
+        if since == BROKEN { Duration::ZERO } else { now.saturating_sub(Duration::from_nanos(since)) }
     }
 
     /// How often the database was found to be another than before, or to have given this process up.
@@ -323,7 +336,9 @@ impl Engine {
     /// Waits until a database that has moved is settled by those who remember, and takes its clock for this process's.
     pub(super) async fn await_settled(&self) -> Result<(), LoadError> {
         let Some((store, share)) = self.shared() else { return Ok(()) };
-        let deadline = self.clock.monotonic() + MOVE_WAIT_MAX;
+        // They may have to wait for each other.
+        let patience = RESTATING_PATIENCE.max(silent_after(share.options.fence)) * 2;
+        let deadline = self.clock.monotonic() + patience;
         loop {
             let sent = self.clock.monotonic();
             // Of a process that has applied nothing yet, not even the empty database: whatever the log holds is no other history.
@@ -331,7 +346,7 @@ impl Engine {
             let poll = Poll { position, ..self.next_poll(share) };
             let Polled { standing, time, .. } = store.poll(&poll).await?;
             self.clock.steer(time, sent, self.clock.monotonic());
-            if !matches!(standing, Standing::Moved { .. }) {
+            if standing != Standing::Moved {
                 return Ok(());
             }
             if self.clock.monotonic() > deadline {
@@ -378,7 +393,7 @@ impl Engine {
                 pace = Pace { failures: 0, again: news != News::None, answered, round_trip };
             } else {
                 pace.failures = pace.failures.saturating_add(1);
-                share.unbroken_since.store(BROKEN, Ordering::Relaxed);
+                share.note_break();
             }
         }
     }
@@ -425,7 +440,7 @@ impl Engine {
         polls.tasks.spawn(async move { engine.poll(poll, began).await });
     }
 
-    fn next_poll(&self, share: &Share) -> Poll {
+    pub(super) fn next_poll(&self, share: &Share) -> Poll {
         share.next_poll(self.leases.incarnation(), self.usage.as_of().unwrap_or(Time::from_millis(0)))
     }
 
@@ -461,13 +476,17 @@ impl Engine {
             Standing::Registered if poll.incarnation == self.leases.incarnation() => {}
             // Of an earlier one, which is not this process any more.
             Standing::Registered => return Ok(News::None),
-            Standing::Buried => {
+            Standing::Buried | Standing::Moved => {
                 self.fence.shut();
-                return self.rejoin(store, share, poll.incarnation).await.map(|()| News::Anew);
-            }
-            Standing::Moved { restated } => {
-                self.fence.shut();
-                return self.restate(store, share, restated).await.map(|()| News::Anew);
+                share.note_contact(began);
+                // Where the others have ended a move without what this process had to tell, there is more to do than to come back.
+                let coming_back = polled.standing == Standing::Buried && !self.has_to_restate(share).await;
+                if coming_back {
+                    self.rejoin(store, share, poll.incarnation).await?;
+                } else {
+                    self.restate(store, share).await?;
+                }
+                return Ok(News::Anew);
             }
         }
         if self.begin_anew_after_move(share).await? {
@@ -477,9 +496,7 @@ impl Engine {
         self.apply(share, poll.position, polled.position, polled.changes).await?;
         share.beat_confirmed.fetch_max(poll.beat, Ordering::Relaxed);
         self.fence.extend(began + share.options.fence);
-        _ = share
-            .unbroken_since
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |since| (since == BROKEN).then(|| nanos(began)));
+        share.note_contact(began);
         if !polled.recalled.is_empty() {
             self.recall(&polled.recalled);
         }
@@ -505,44 +522,6 @@ impl Engine {
         }
         // Where the database has moved meanwhile, the next poll says so.
         store.register(&share.replica(self.leases.incarnation())).await.map(drop)
-    }
-
-    /// Takes processes for dead that have been silent for longer than their fences, by the database's clock and by this one's, and
-    /// closes their leases.
-    pub async fn bury_the_silent(&self) {
-        let Some((_, share)) = self.shared() else { return };
-        let is_silent = |peer: &&Peer| peer.silence >= silent_after(peer.fence);
-        let silent: Vec<Incarnation> =
-            share.seen.borrow().peers.iter().filter(is_silent).map(|peer| peer.incarnation).collect();
-        let (since, now) = (share.unbroken_since.load(Ordering::Relaxed), self.clock.monotonic());
-        if silent.is_empty() || !self.is_fresh() || since == BROKEN {
-            return;
-        }
-        let watched = now.saturating_sub(Duration::from_nanos(since)).min(share.unheard_for(&silent, now));
-        if watched.is_zero() {
-            return;
-        }
-        let closing = Closing {
-            survivor: self.leases.incarnation(),
-            now: self.clock.now(),
-            policy: self.options.uncertain,
-            known: None,
-            watched,
-        };
-        let result = self.store.close_leases(&closing).await;
-        Self::note_store(&self.writing_fails, result.as_ref().err(), "written");
-        if let Ok(Closed { uncertain, .. }) = result {
-            let units = uncertain.iter().map(|lease| lease.units).fold(0, u64::saturating_add);
-            self.leases.uncertain.fetch_add(units, Ordering::Relaxed);
-            if units > 0 {
-                let leases = uncertain.len();
-                tracing::warn!(
-                    leases,
-                    units,
-                    "another process fell silent: nobody knows whether it spent what it had leased"
-                );
-            }
-        }
     }
 
     /// Leaves those that share the store: this process ends, and has given its leases back.

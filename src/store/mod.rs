@@ -45,8 +45,8 @@ pub use operation::{
 };
 
 pub use replication::{
-    ChangedKey, ChangedRecords, Changes, LogPosition, Peer, Poll, Polled, RESTATING_PATIENCE, Registration, Replica,
-    Replication, Restatement, Revived, Standing, silent_after,
+    ChangedKey, ChangedRecords, Changes, Conclusion, LogPosition, MoveId, Peer, Poll, Polled, RESTATING_PATIENCE,
+    Registration, Replica, Replication, Restatement, Revived, Standing, silent_after,
 };
 
 /// A store that other parts share.

@@ -65,16 +65,17 @@ pub trait Replication: std::fmt::Debug + Send + Sync {
     /// ended and has not in the store, for the process to end it again before it concludes.
     async fn restate(&self, restatement: &Restatement) -> Result<Revived, StoreError>;
 
-    /// Says that all that this process knew is in the store again, and ends the move where everybody has said so, or is given up:
-    /// silent for [`silent_after`] and [`RESTATING_PATIENCE`] since the move began by the database's clock, and for as long since this
-    /// process found it, which `waited` says by a clock that nobody sets. Units leased by anybody then count as uncertain and spent, and
-    /// grants go on. True if it has ended.
+    /// Says that all that this process knew is in the store again, as of this move, and ends that where everybody has said so, or is
+    /// given up: silent for [`silent_after`] and [`RESTATING_PATIENCE`] since the move began by the database's clock, and for as long
+    /// as `waited` says, which is for how long this process has watched by a clock that nobody sets. Units leased by anybody then count
+    /// as uncertain and spent, and grants go on.
     async fn conclude_restating(
         &self,
         incarnation: Incarnation,
+        of: &MoveId,
         waited: Duration,
         now: Time,
-    ) -> Result<bool, StoreError>;
+    ) -> Result<Conclusion, StoreError>;
 
     /// Takes the database as it is, on the word of an operator: it was restored, or moved, while no process was there to
     /// remember. Fails where a process may still be there.
@@ -152,10 +153,7 @@ pub enum Standing {
     /// It was silent for too long: its leases were closed, and it must register anew under another name.
     Buried,
     /// The database is an earlier state of itself, or may be.
-    Moved {
-        /// Whether this process has restated what it knows, and waits for the others.
-        restated: bool,
-    },
+    Moved,
 }
 
 /// What has changed.
@@ -215,7 +213,7 @@ pub struct Restatement {
     pub revision: Revision,
     /// Those that it knew of, in the case that the database does not.
     pub peers: Vec<Peer>,
-    /// What it was told last of each budget, at most some thousands of them; it is called again with more.
+    /// What it was told last of each budget, at most some thousands of them, as of all lists here; it is called again with more.
     pub budgets: Vec<(BudgetId, State)>,
     /// Keys that it knows to be revoked.
     pub revoked: Vec<KeyId>,
@@ -223,9 +221,26 @@ pub struct Restatement {
     pub replaced: Vec<SecretHash>,
 }
 
+/// Which time it is that the database was found to have gone back: drawn by who finds it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MoveId(pub String);
+
+/// How a move stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Conclusion {
+    /// Others have yet to restate what they know.
+    Waiting,
+    /// It has ended.
+    Ended,
+    /// The database went back again, and lacks what this process has restated.
+    Another,
+}
+
 /// What had ended before the database went back to an earlier state, and has not in that.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Revived {
+    /// The move in which it was told.
+    pub of: MoveId,
     /// Keys that were revoked and are not.
     pub revoked: Vec<KeyId>,
     /// Keys in use whose secret is one that was replaced.

@@ -97,3 +97,29 @@ async fn what_was_known_at_one_move_is_not_told_at_the_next() {
     let more = first.check_at_once(100, 1).await + second.check_at_once(100, 1).await;
     assert!(10 + 40 + more <= 100, "{more} more were admitted of 100 that 50 were admitted of");
 }
+
+/// It is busy telling what it knows, and nobody else knows that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn who_takes_long_to_tell_is_waited_for() {
+    let Some(world) = on_postgres().await else { return };
+    let [first, second] = world.start_all().await;
+    assert_eq!(first.check_at_once(10, 1).await, 10);
+    let is_moving = "SELECT moving IS NOT NULL FROM sequence";
+    let locked =
+        "SELECT count(*) FROM pg_locks WHERE relation = 'budgets'::regclass AND mode = 'ExclusiveLock' AND granted";
+    // Longer than one who is silent is waited for.
+    let hold = format!("LOCK TABLE budgets IN EXCLUSIVE MODE; SELECT pg_sleep(13); {is_moving}");
+    let still_moving = std::thread::scope(|scope| {
+        let holding = scope.spawn(|| world.sql(&hold));
+        eventually("it is locked", || world.sql(locked) == "1");
+        world.sql(MOVE);
+        eventually("the second has nothing to tell", || {
+            world.sql("SELECT count(*) FROM replicas WHERE restated IS NOT NULL") == "1"
+        });
+        world.sql("UPDATE replicas SET fence_millis = 1000");
+        world.hands.advance(Duration::from_secs(13));
+        holding.join().unwrap()
+    });
+    assert!(still_moving.ends_with('t'), "{still_moving}");
+    world.is_settled(&[&first, &second]);
+}

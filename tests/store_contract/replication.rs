@@ -237,7 +237,7 @@ pub(crate) async fn a_change_that_was_under_way_during_a_poll(shared: Shared) {
 /// Each sign that the database is an earlier state of itself.
 pub(crate) async fn another_history_is_noticed(shared: Shared) {
     let store = &shared.store;
-    let moved = Standing::Moved { restated: false };
+    let moved = Standing::Moved;
     register(store, FIRST).await;
     with_account(store).await;
     let at = position(store).await;

@@ -5,7 +5,8 @@ use std::time::Duration;
 use tollgate::decision::quota::State;
 use tollgate::domain::{AccountId, BudgetId, Key, KeyStatus, Revision, Revocation};
 use tollgate::store::{
-    Incarnation, LeaseAsk, LogPosition, Peer, Registration, Restatement, Revived, SharedStore, Standing, UncertainRow,
+    Conclusion, Incarnation, LeaseAsk, LogPosition, MoveId, Peer, Registration, Restatement, SharedStore, Standing,
+    UncertainRow,
 };
 
 use crate::Shared;
@@ -18,16 +19,18 @@ fn restatement(incarnation: Incarnation, budgets: Vec<(BudgetId, State)>) -> Res
     Restatement { replica: replica(incarnation), revision: Revision::new(50), peers, budgets, revoked, replaced }
 }
 
-async fn restate(store: &SharedStore, incarnation: Incarnation, budgets: Vec<(BudgetId, State)>) {
-    assert_eq!(replication(store).restate(&restatement(incarnation, budgets)).await.unwrap(), Revived::default());
+async fn restate(store: &SharedStore, incarnation: Incarnation, budgets: Vec<(BudgetId, State)>) -> MoveId {
+    let revived = replication(store).restate(&restatement(incarnation, budgets)).await.unwrap();
+    assert!(revived.revoked.is_empty() && revived.replaced.is_empty());
+    revived.of
 }
 
-async fn conclude(store: &SharedStore, incarnation: Incarnation) -> bool {
-    conclude_after(store, incarnation, Duration::from_hours(1)).await
+async fn conclude(store: &SharedStore, incarnation: Incarnation, of: &MoveId) -> Conclusion {
+    conclude_after(store, incarnation, of, Duration::from_hours(1)).await
 }
 
-async fn conclude_after(store: &SharedStore, incarnation: Incarnation, waited: Duration) -> bool {
-    replication(store).conclude_restating(incarnation, waited, NOW).await.unwrap()
+async fn conclude_after(store: &SharedStore, incarnation: Incarnation, of: &MoveId, waited: Duration) -> Conclusion {
+    replication(store).conclude_restating(incarnation, of, waited, NOW).await.unwrap()
 }
 
 async fn standing(store: &SharedStore, incarnation: Incarnation, beat: i64) -> Standing {
@@ -67,26 +70,27 @@ pub(crate) async fn what_processes_know_is_merged_before_anything_is_granted(sha
     move_away(&shared).await;
 
     let budget = |name: &str| BudgetId::stored(name.to_owned());
-    assert_eq!(standing(store, FIRST, 2).await, Standing::Moved { restated: false });
+    assert_eq!(standing(store, FIRST, 2).await, Standing::Moved);
     let first = Restatement {
         revoked: [2, 3, 4].map(key_id).to_vec(),
         replaced: [1, 3, 9].map(hash).to_vec(),
         ..restatement(FIRST, vec![(budget("b"), seven), (budget("c"), three.clone()), (budget("new"), three)])
     };
     let revived = replication(store).restate(&first).await.unwrap();
+    let of = revived.of;
     assert_eq!(revived.revoked, [key_id(2)], "one is revoked, and one was never there");
     assert_eq!(revived.replaced, [key_id(1)], "one is revoked, and one is nobody's");
-    assert!(!conclude(store, FIRST).await);
-    assert_eq!(standing(store, FIRST, 3).await, Standing::Moved { restated: true });
-    assert_eq!(standing(store, SECOND, 1).await, Standing::Moved { restated: false });
+    assert_eq!(conclude(store, FIRST, &of).await, Conclusion::Waiting);
+    assert_eq!(standing(store, FIRST, 3).await, Standing::Moved);
+    assert_eq!(standing(store, SECOND, 1).await, Standing::Moved);
     assert!(try_lease(store, FIRST, vec![ask("b", 1)]).await.is_err());
     assert_eq!(replication(store).register(&replica(THIRD)).await.unwrap(), Registration::Moved);
     restate(store, SECOND, vec![(budget("b"), eight)]).await;
     assert!(try_lease(store, SECOND, vec![ask("b", 1)]).await.is_err());
     // Revocations are written while the database is restated.
     insert(store, vec![(5, key(5, "a"))]).await;
-    assert!(conclude(store, SECOND).await);
-    assert!(conclude(store, FIRST).await, "it has ended");
+    assert_eq!(conclude(store, SECOND, &of).await, Conclusion::Ended);
+    assert_eq!(conclude(store, FIRST, &of).await, Conclusion::Ended, "it has ended");
 
     let after = position(store).await;
     assert_eq!(after.revision, Revision::new(51), "above all that anybody was told");
@@ -94,7 +98,7 @@ pub(crate) async fn what_processes_know_is_merged_before_anything_is_granted(sha
         assert_eq!(standing(store, incarnation, beat).await, Standing::Registered);
         // Revisions that the database had lost are of another history for good.
         let lost = LogPosition { revision: Revision::new(40), stamp: 1 };
-        assert_eq!(poll(store, incarnation, lost, beat + 1).await.standing, Standing::Moved { restated: false });
+        assert_eq!(poll(store, incarnation, lost, beat + 1).await.standing, Standing::Moved);
         assert_eq!(poll(store, incarnation, before, beat + 2).await.standing, Standing::Registered);
     }
     // Each stands at the most that anybody was told, and what was leased is spent.
@@ -112,30 +116,55 @@ pub(crate) async fn who_never_comes_is_waited_for_and_given_up(shared: Shared) {
         register(store, incarnation).await;
     }
     move_away(&shared).await;
-    restate(store, FIRST, vec![]).await;
-    restate(store, SECOND, vec![]).await;
+    let of = restate(store, FIRST, vec![]).await;
+    assert_eq!(restate(store, SECOND, vec![]).await, of);
     // One that polls and does not restate is waited for, and so is one that was silent before the move.
     silence(&shared, THIRD).await;
-    assert!(!conclude(store, FIRST).await && !conclude(store, SECOND).await);
-    assert!(!conclude(store, SECOND).await);
+    assert_eq!(conclude(store, FIRST, &of).await, Conclusion::Waiting);
+    assert_eq!(conclude(store, SECOND, &of).await, Conclusion::Waiting);
+    assert_eq!(conclude(store, SECOND, &of).await, Conclusion::Waiting);
     shared.sql("UPDATE sequence SET moving_since = moving_since - interval '1 hour'").await;
-    assert_eq!(standing(store, THIRD, 1).await, Standing::Moved { restated: false });
-    assert!(!conclude(store, FIRST).await, "it was there a moment ago");
+    assert_eq!(standing(store, THIRD, 1).await, Standing::Moved);
+    assert_eq!(conclude(store, FIRST, &of).await, Conclusion::Waiting, "it was there a moment ago");
     shared.sql("UPDATE replicas SET seen = seen - interval '9 seconds'").await;
-    assert!(!conclude(store, FIRST).await, "it admits nothing any more, but it may yet remember");
+    assert_eq!(
+        conclude(store, FIRST, &of).await,
+        Conclusion::Waiting,
+        "it admits nothing any more, but it may yet remember"
+    );
     silence(&shared, THIRD).await;
-    assert!(!conclude_after(store, FIRST, Duration::from_secs(9)).await, "the database's clock was set");
-    assert!(conclude(store, FIRST).await);
+    let nine_seconds = conclude_after(store, FIRST, &of, Duration::from_secs(9)).await;
+    assert_eq!(nine_seconds, Conclusion::Waiting, "the database's clock was set");
+    assert_eq!(conclude(store, FIRST, &of).await, Conclusion::Ended);
     assert_eq!(standing(store, FIRST, 1).await, Standing::Registered);
     assert_eq!(standing(store, SECOND, 1).await, Standing::Registered);
     assert_eq!(standing(store, THIRD, 2).await, Standing::Buried);
     assert_eq!(shared.sql("SELECT lineage LIKE 'another%' FROM sequence").await, "f");
 }
 
+pub(crate) async fn what_was_told_in_one_move_does_not_count_in_another(shared: Shared) {
+    let store = &shared.store;
+    register(store, FIRST).await;
+    register(store, SECOND).await;
+    move_away(&shared).await;
+    let of = restate(store, FIRST, vec![]).await;
+    // Restored once more, before anybody has concluded.
+    shared.sql("UPDATE sequence SET moving = NULL, moving_since = NULL").await;
+    assert_eq!(conclude(store, FIRST, &of).await, Conclusion::Another, "of which nobody has said anything");
+    let further = restate(store, SECOND, vec![]).await;
+    assert_ne!(further, of);
+    assert_eq!(conclude(store, FIRST, &of).await, Conclusion::Another);
+    assert_eq!(conclude(store, SECOND, &further).await, Conclusion::Waiting, "for the first");
+    restate(store, FIRST, vec![]).await;
+    assert_eq!(conclude(store, FIRST, &further).await, Conclusion::Ended);
+    assert_eq!(conclude(store, FIRST, &of).await, Conclusion::Another);
+    assert_eq!(conclude(store, SECOND, &further).await, Conclusion::Ended);
+}
+
 pub(crate) async fn a_process_of_which_the_database_does_not_know_is_waited_for(shared: Shared) {
     let store = &shared.store;
     register(store, FIRST).await;
-    assert_eq!(standing(store, FIRST, 7).await, Standing::Moved { restated: false }, "its beats are lost");
+    assert_eq!(standing(store, FIRST, 7).await, Standing::Moved, "its beats are lost");
     let missing = Peer {
         incarnation: SECOND,
         name: "the second".to_owned(),
@@ -145,11 +174,11 @@ pub(crate) async fn a_process_of_which_the_database_does_not_know_is_waited_for(
         flushed: NOW,
     };
     let told = Restatement { peers: vec![missing], ..restatement(FIRST, vec![]) };
-    assert_eq!(replication(store).restate(&told).await.unwrap(), Revived::default());
-    assert!(!conclude(store, FIRST).await);
-    assert_eq!(standing(store, SECOND, 99).await, Standing::Moved { restated: false });
+    let of = replication(store).restate(&told).await.unwrap().of;
+    assert_eq!(conclude(store, FIRST, &of).await, Conclusion::Waiting);
+    assert_eq!(standing(store, SECOND, 99).await, Standing::Moved);
     restate(store, SECOND, vec![]).await;
-    assert!(conclude(store, SECOND).await);
+    assert_eq!(conclude(store, SECOND, &of).await, Conclusion::Ended);
     for (incarnation, beat) in [(FIRST, 8), (SECOND, 100)] {
         assert_eq!(standing(store, incarnation, beat).await, Standing::Registered);
     }
@@ -178,9 +207,10 @@ pub(crate) async fn many_budgets_are_restated(shared: Shared) {
             async move { restate(&store, SECOND, budgets).await }
         }),
     );
-    first.unwrap();
-    second.unwrap();
-    assert!(!conclude(store, FIRST).await && conclude(store, SECOND).await);
+    let of = first.unwrap();
+    assert_eq!(second.unwrap(), of);
+    assert_eq!(conclude(store, FIRST, &of).await, Conclusion::Waiting);
+    assert_eq!(conclude(store, SECOND, &of).await, Conclusion::Ended);
     let asks = (0..5_000).map(|i| LeaseAsk { needed: 9, ..ask(&format!("b{i}"), 9) }).collect();
     let leased = try_lease(store, FIRST, asks).await.unwrap();
     assert!(leased.iter().all(|leased| leased.granted == 5));

@@ -99,9 +99,12 @@ impl Database {
         Patience { limit: self.limits.statement_timeout + WORD, dead: Arc::clone(&self.dead) }
     }
 
-    /// Gives up all that is under way: its connections are dead.
+    /// Gives up all that is under way, and closes what waits to be used: these connections are dead.
     pub(super) fn reset(&self) {
         self.dead.notify_waiters();
+        while let Some(mut idle) = self.pool.try_acquire() {
+            idle.close_on_drop();
+        }
     }
 
     /// With what it connects, for a connection that is none of the pool's.

@@ -50,9 +50,9 @@ use self::standing::Beats;
 use super::shared::usage::MergedFlush;
 use super::sqlite::SqliteStore;
 use super::{
-    Closed, Closing, Commit, CommitError, Incarnation, KeyQuery, LeaseBatch, Leased, Loaded, LogPosition, Operation,
-    OperationBatch, Poll, Polled, RecordError, Recorded, Refund, Registration, Replica, Replication, Restatement,
-    Revived, Store, StoreError, StoredKey, UncertainRow, UsageFlush, UsageQuery,
+    Closed, Closing, Commit, CommitError, Conclusion, Incarnation, KeyQuery, LeaseBatch, Leased, Loaded, LogPosition,
+    MoveId, Operation, OperationBatch, Poll, Polled, RecordError, Recorded, Refund, Registration, Replica, Replication,
+    Restatement, Revived, Store, StoreError, StoredKey, UncertainRow, UsageFlush, UsageQuery,
 };
 use crate::domain::{Account, AccountId, KeyId, OperationId, Plan, PlanId, Revision, Time, UsageRow};
 
@@ -273,10 +273,11 @@ impl Replication for PostgresStore {
     async fn conclude_restating(
         &self,
         incarnation: Incarnation,
+        of: &MoveId,
         waited: Duration,
         now: Time,
-    ) -> Result<bool, StoreError> {
-        restating::conclude(&self.database, incarnation, waited, now).await
+    ) -> Result<Conclusion, StoreError> {
+        restating::conclude(&self.database, incarnation, of, waited, now).await
     }
 
     async fn adopt(&self, now: Time) -> Result<Revision, StoreError> {

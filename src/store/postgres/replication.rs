@@ -85,7 +85,7 @@ pub(super) async fn time(database: &Database) -> Result<Time, StoreError> {
 static POLL: LazyLock<String> = LazyLock::new(|| {
     format!(
         "WITH status AS MATERIALIZED (
-           SELECT s.revision, s.moving, coalesce(last.stamp, 0) AS stamp, m.restated,
+           SELECT s.revision, s.moving, coalesce(last.stamp, 0) AS stamp,
              here.stamp IS NOT DISTINCT FROM $3 AS is_known,
              {is_moved} OR s.revision < $2 OR coalesce(m.beat < $5, false) OR (here.stamp IS DISTINCT FROM $3
                AND (SELECT min(revision) FROM commits) <= $2) AS is_moved
@@ -115,7 +115,7 @@ static POLL: LazyLock<String> = LazyLock::new(|| {
            LEFT JOIN LATERAL (SELECT * FROM plans AS p WHERE p.id = c.id OFFSET 0) AS p ON true
            WHERE c.entity = 'plan'),
          others AS MATERIALIZED (SELECT * FROM replicas WHERE incarnation <> $1)
-         SELECT s.revision, s.stamp, s.is_moved, coalesce(s.restated = s.moving, false) AS is_restated,
+         SELECT s.revision, s.stamp, s.is_moved,
            EXISTS (SELECT FROM beat) AS is_registered,
            s.is_known AND (SELECT count(*) FROM logged) <= $6 AS is_complete,
            floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint AS time,
@@ -200,7 +200,7 @@ pub(super) async fn poll(
     let row = statement(&patience, query.fetch_one(session.connection())).await?;
     pollers.keep(session);
     let standing = if row.try_get("is_moved")? {
-        Standing::Moved { restated: row.try_get("is_restated")? }
+        Standing::Moved
     } else if row.try_get("is_registered")? {
         beats.confirm(incarnation, beat);
         Standing::Registered

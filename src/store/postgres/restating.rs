@@ -20,16 +20,17 @@ use crate::ambient::random;
 use crate::decision::quota::State;
 use crate::domain::{KeyId, Revision, Time};
 use crate::store::shared::rows;
-use crate::store::{Incarnation, RESTATING_PATIENCE, Restatement, Revived, StoreError};
+use crate::store::{Conclusion, Incarnation, MoveId, RESTATING_PATIENCE, Restatement, Revived, StoreError};
 
 pub(super) async fn restate(database: &Database, restatement: &Restatement) -> Result<Revived, StoreError> {
     let mut transaction = database.begin().await?;
-    mark(&mut transaction, restatement).await?;
+    let of = mark(&mut transaction, restatement).await?;
     transaction.commit().await?;
     merge(database, restatement).await?;
     let ids: Vec<&[u8]> = restatement.revoked.iter().map(|id| id.as_bytes().as_slice()).collect();
     let hashes: Vec<&[u8]> = restatement.replaced.iter().map(|hash| hash.as_bytes().as_slice()).collect();
     Ok(Revived {
+        of,
         revoked: key_ids(database, "SELECT id FROM keys WHERE id = ANY ($1) AND status <> 'revoked'", ids).await?,
         replaced: key_ids(database, "SELECT id FROM keys WHERE secret_hash = ANY ($1) AND status = 'active'", hashes)
             .await?,
@@ -45,14 +46,14 @@ async fn key_ids(database: &Database, sql: &'static str, of: Vec<&[u8]>) -> Resu
 }
 
 /// Marks the move, and who is waited for.
-async fn mark(transaction: &mut Transaction, restatement: &Restatement) -> Result<(), StoreError> {
+async fn mark(transaction: &mut Transaction, restatement: &Restatement) -> Result<MoveId, StoreError> {
     let Restatement { replica, revision, peers, .. } = restatement;
     let mark = sqlx::query(
         "UPDATE sequence SET moving = coalesce(moving, gen_random_uuid()),
            moving_since = coalesce(moving_since, clock_timestamp()), moving_floor = greatest(moving_floor, revision, $1)
-         WHERE id = 1",
+         WHERE id = 1 RETURNING moving::text",
     );
-    fetch_all(transaction, mark.bind(revision.number())).await?;
+    let marked = fetch_all(transaction, mark.bind(revision.number())).await?.pop().ok_or(sqlx::Error::RowNotFound)?;
     fetch_all(transaction, sqlx::query("SELECT FROM replicas ORDER BY incarnation FOR UPDATE")).await?;
     // Another server's clock may have been ahead, and none that is registered was seen later than now.
     fetch_all(transaction, sqlx::query("UPDATE replicas SET seen = clock_timestamp() WHERE seen > clock_timestamp()"))
@@ -77,7 +78,7 @@ async fn mark(transaction: &mut Transaction, restatement: &Restatement) -> Resul
     .bind(peers.iter().map(|peer| peer.name.as_str()).collect::<Vec<_>>())
     .bind(peers.iter().map(|peer| millis(peer.fence).max(1)).collect::<Vec<_>>());
     fetch_all(transaction, insert).await?;
-    Ok(())
+    Ok(MoveId(marked.try_get(0)?))
 }
 
 /// Each budget at the most that anybody was told.
@@ -109,8 +110,10 @@ async fn merge(database: &Database, restatement: &Restatement) -> Result<(), Sto
 
 /// What is locked before a move ends.
 struct Locked {
-    /// Whether a move is under way.
-    is_moving: bool,
+    /// The move that is under way.
+    moving: Option<MoveId>,
+    /// The last one that has ended.
+    moved: Option<MoveId>,
     /// Whether the database is another than that which was written last.
     is_foreign: bool,
     replicas: Vec<PgRow>,
@@ -119,7 +122,9 @@ struct Locked {
 /// `waited`: for how long this process has, by its own clock.
 async fn lock(transaction: &mut Transaction, waited: Duration) -> Result<Locked, StoreError> {
     static SEQUENCE: LazyLock<String> = LazyLock::new(|| {
-        format!("SELECT s.moving IS NOT NULL, s.lineage <> {LINEAGE} FROM sequence AS s WHERE s.id = 1 FOR UPDATE OF s")
+        format!(
+            "SELECT s.moving::text, s.moved::text, s.lineage <> {LINEAGE} FROM sequence AS s WHERE s.id = 1 FOR UPDATE OF s"
+        )
     });
     static REPLICAS: LazyLock<String> = LazyLock::new(|| {
         format!(
@@ -136,8 +141,9 @@ async fn lock(transaction: &mut Transaction, waited: Duration) -> Result<Locked,
     let sequence = fetch_all(transaction, sqlx::query(SEQUENCE.as_str())).await?;
     let sequence = sequence.first().ok_or(sqlx::Error::RowNotFound)?;
     Ok(Locked {
-        is_moving: sequence.try_get(0)?,
-        is_foreign: sequence.try_get(1)?,
+        moving: sequence.try_get::<Option<String>, _>(0)?.map(MoveId),
+        moved: sequence.try_get::<Option<String>, _>(1)?.map(MoveId),
+        is_foreign: sequence.try_get(2)?,
         replicas: fetch_all(transaction, sqlx::query(REPLICAS.as_str()).bind(waited)).await?,
     })
 }
@@ -145,12 +151,13 @@ async fn lock(transaction: &mut Transaction, waited: Duration) -> Result<Locked,
 pub(super) async fn conclude(
     database: &Database,
     incarnation: Incarnation,
+    of: &MoveId,
     waited: Duration,
     now: Time,
-) -> Result<bool, StoreError> {
+) -> Result<Conclusion, StoreError> {
     let mut transaction = database.begin().await?;
-    match conclude_in(&mut transaction, incarnation, waited, now).await {
-        Ok(ended) => Ok(transaction.commit().await.map(|()| ended)?),
+    match conclude_in(&mut transaction, incarnation, of, waited, now).await {
+        Ok(conclusion) => Ok(transaction.commit().await.map(|()| conclusion)?),
         Err(error) => {
             transaction.rollback().await;
             Err(error)
@@ -161,13 +168,14 @@ pub(super) async fn conclude(
 async fn conclude_in(
     transaction: &mut Transaction,
     incarnation: Incarnation,
+    of: &MoveId,
     waited: Duration,
     now: Time,
-) -> Result<bool, StoreError> {
-    let Locked { is_moving, is_foreign, replicas } = lock(transaction, waited).await?;
-    if !is_moving {
-        // Another has ended it; or there is a further one, of which nobody has said anything yet.
-        return Ok(!is_foreign);
+) -> Result<Conclusion, StoreError> {
+    let Locked { moving, moved, is_foreign, replicas } = lock(transaction, waited).await?;
+    if moving.as_ref() != Some(of) {
+        let has_ended = moving.is_none() && moved.as_ref() == Some(of) && !is_foreign;
+        return Ok(if has_ended { Conclusion::Ended } else { Conclusion::Another });
     }
     let note = sqlx::query(
         "UPDATE replicas SET restated = (SELECT moving FROM sequence WHERE id = 1), seen = clock_timestamp()
@@ -179,13 +187,14 @@ async fn conclude_in(
         if row.try_get::<&[u8], _>("incarnation")? == incarnation.0 {
             is_there = true;
         } else if !row.try_get("is_restated")? && !row.try_get("is_given_up")? {
-            return Ok(false);
+            return Ok(Conclusion::Waiting);
         }
     }
-    if is_there {
-        end(transaction, now).await?;
+    if !is_there {
+        return Ok(Conclusion::Another);
     }
-    Ok(is_there)
+    end(transaction, now).await?;
+    Ok(Conclusion::Ended)
 }
 
 pub(super) async fn adopt(database: &Database, now: Time) -> Result<Revision, StoreError> {
@@ -221,7 +230,7 @@ async fn end(transaction: &mut Transaction, now: Time) -> Result<Revision, Store
     static END: LazyLock<String> = LazyLock::new(|| {
         format!(
             "WITH ended AS (
-               UPDATE sequence SET lineage = {LINEAGE}, moving = NULL, moving_since = NULL, moving_floor = 0,
+               UPDATE sequence SET lineage = {LINEAGE}, moved = moving, moving = NULL, moving_since = NULL, moving_floor = 0,
                  revision = greatest(revision, moving_floor) + 1
                WHERE id = 1 RETURNING revision),
              told AS MATERIALIZED (SELECT pg_notify('tollgate', ''))
