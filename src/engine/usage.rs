@@ -5,7 +5,9 @@
 //! store is away costs one cell for each key and verdict.
 
 use std::collections::HashMap;
+use std::iter::Peekable;
 use std::ops::Range;
+use std::slice;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::{ToSpan as _, Unit, ZonedRound};
@@ -93,10 +95,11 @@ impl Engine {
         let now = self.clock.now();
         let entries = self.usage.drain();
         flushing.taken_at = Some(now);
-        for chunk in entries.chunks(FLUSH_ROWS_MAX) {
+        let mut entries = entries.iter().peekable();
+        while entries.peek().is_some() {
             flushing.number += 1;
             let number = flushing.number;
-            flushing.pending.push_back(collect(flush_id(self.usage.process, number), number, chunk, now));
+            flushing.pending.push_back(collect(flush_id(self.usage.process, number), number, &mut entries, now));
         }
         written += self.write_pending(&mut flushing).await?;
         Ok(written)
@@ -179,10 +182,12 @@ pub(super) fn flush_id(incarnation: Incarnation, number: u64) -> [u8; 16] {
 }
 
 /// Takes out of the meters what they have counted.
-fn collect(id: [u8; 16], number: u64, entries: &[Arc<KeyEntry>], time: Time) -> Pending {
-    let mut flush = UsageFlush { id, time, deltas: Vec::with_capacity(entries.len()), activities: Vec::new() };
-    let mut cells = Vec::with_capacity(entries.len());
-    for entry in entries {
+/// Of the next keys, as many as go into one flush: a key that could not be told of for hours has a row for each.
+fn collect(id: [u8; 16], number: u64, entries: &mut Peekable<slice::Iter<'_, Arc<KeyEntry>>>, time: Time) -> Pending {
+    let mut flush = UsageFlush { id, time, deltas: Vec::new(), activities: Vec::new() };
+    let mut cells = Vec::new();
+    while flush.deltas.len().max(flush.activities.len()) < FLUSH_ROWS_MAX {
+        let Some(entry) = entries.next() else { break };
         let Drained { usage, last_use } = entry.with_meter(KeyMeter::drain);
         cells.extend(usage.iter().filter_map(|count| count.cell).inspect(|cell| cell.mark(number)));
         flush.deltas.extend(usage.into_iter().map(|count| UsageDelta {

@@ -554,3 +554,26 @@ async fn what_was_granted_is_remembered() {
     world.hands.advance(Duration::from_hours(24 * 40));
     assert!(a.engine.remembered_budgets().iter().all(|(id, _)| id.as_str().ends_with("//top-ups")));
 }
+
+/// What could not be told for long goes to the store in parts, each of which is told within a statement's time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flush_has_a_bounded_number_of_rows() {
+    const KEYS: usize = 50;
+    const HOURS: usize = 100;
+    let world = World::with(Vec::new(), None, KEYS).await;
+    let [mut a] = world.start_all().await;
+    for _ in 0..HOURS {
+        for secret in &world.others {
+            a.secret.clone_from(secret);
+            assert_eq!(a.verdict(1).await, Verdict::Allowed);
+        }
+        world.hands.advance(Duration::from_hours(1));
+        while !a.engine.is_fresh() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    a.engine.flush_usage().await.unwrap();
+    let flushes = world.store().books().flushes.clone();
+    assert_eq!(flushes.iter().sum::<usize>(), KEYS * HOURS);
+    assert!(flushes.len() > 1 && flushes.iter().all(|rows| *rows < 4_000 + HOURS), "{flushes:?}");
+}

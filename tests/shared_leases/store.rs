@@ -30,6 +30,8 @@ pub(crate) struct Books {
     closed: BTreeSet<[u8; 16]>,
     /// Asks that somebody waited for.
     pub(crate) needing: u64,
+    /// How many rows each flush had.
+    pub(crate) flushes: Vec<usize>,
 }
 
 impl Books {
@@ -149,8 +151,14 @@ impl Replication for SharedBooks {
         Ok(Revived::default())
     }
 
-    async fn conclude_restating(&self, _: Incarnation, _: Duration, _: Time) -> Result<bool, StoreError> {
-        Ok(true)
+    async fn conclude_restating(
+        &self,
+        _: Incarnation,
+        _: &MoveId,
+        _: Duration,
+        _: Time,
+    ) -> Result<Conclusion, StoreError> {
+        Ok(Conclusion::Ended)
     }
 
     async fn adopt(&self, _: Time) -> Result<Revision, StoreError> {
@@ -217,6 +225,7 @@ impl Store for SharedBooks {
     }
 
     async fn record_usage(&self, flush: &UsageFlush) -> Result<(), StoreError> {
+        self.books().flushes.push(flush.deltas.len());
         self.inner.record_usage(flush).await
     }
 

@@ -2,9 +2,10 @@
 
 use std::net::IpAddr;
 
-use tollgate::domain::{Activity, Environment, Key, UsageDelta, UsageRow, Verdict};
+use tollgate::domain::{Activity, Environment, Key, Time, UsageDelta, UsageRow, Verdict};
 use tollgate::store::{SharedStore, StoreError, StoredSecret, UsageFlush, UsageOf, UsageQuery, Write};
 
+use crate::Shared;
 use crate::records::{
     NOW, account, account_id, all_keys, commit, hash, insert, key, key_id, later, with_account, write,
 };
@@ -108,6 +109,19 @@ pub(crate) async fn a_flush_counts_once(store: SharedStore) {
     let rows = store.usage(&of_account(&[(5, 6)], false)).await.unwrap();
     assert_eq!(rows, [row(0, None, Environment::Live, Verdict::Allowed, (4, 3))]);
     store.record_usage(&flush(3, vec![])).await.unwrap();
+}
+
+/// Flushes out of a journal are as if from long ago, and others forget ids by their time.
+pub(crate) async fn what_a_killed_process_had_counted_counts_once_beside_others(shared: Shared) {
+    let store = &shared.store;
+    with_keys(store).await;
+    let time = store.replication().unwrap().time().await.unwrap();
+    let left = UsageFlush { time: Time::from_millis(0), ..flush(1, vec![delta(1, 5, Verdict::Allowed, 3, 3)]) };
+    store.record_usage(&left).await.unwrap();
+    store.record_usage(&UsageFlush { time, ..flush(2, vec![]) }).await.unwrap();
+    store.record_usage(&left).await.unwrap();
+    let rows = store.usage(&of_account(&[(5, 6)], false)).await.unwrap();
+    assert_eq!(rows, [row(0, None, Environment::Live, Verdict::Allowed, (3, 3))]);
 }
 
 pub(crate) async fn unknown_keys_are_dropped(store: SharedStore) {

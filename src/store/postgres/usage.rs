@@ -11,12 +11,14 @@ use crate::store::{StoreError, UsageOf, UsageQuery};
 const FORGOTTEN_MAX: i64 = 1_000;
 
 /// The flush `$1` of the time `$2`, unless it is there already: a second one with its id waits for the first to end, and adds nothing
-/// if that was written. `$3` and `$4`: how old the ids are that go, and how many. What another flush is deleting is left to it.
+/// if that was written. Its id is kept from now on, however old what it tells is: other processes forget ids by their time. `$3` and `$4`: how old the ids are that go, and how many. What another flush is deleting is left to it.
 ///
 /// `$5` to `$9` are added to the sums, up to the largest number; `$10` to `$12` are the last uses of keys. Each row is written once at
 /// most, and rows in their order, the sums before the last uses, so that two that write at once don't wait in a circle.
 const RECORD: &str = "
-WITH flush AS (INSERT INTO usage_flushes (id, time) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING id),
+WITH flush AS (
+  INSERT INTO usage_flushes (id, time) VALUES ($1, greatest($2, floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint))
+  ON CONFLICT DO NOTHING RETURNING id),
 forgotten AS (
   DELETE FROM usage_flushes WHERE EXISTS (SELECT FROM flush) AND id IN
     (SELECT id FROM usage_flushes WHERE time < $3 ORDER BY time LIMIT $4 FOR UPDATE SKIP LOCKED)),
