@@ -2,8 +2,10 @@
 //!
 //! # Locks
 //!
-//! Rows are locked in the order `replicas`, `operations`, `budgets`, `leases`, `recalls`, `usage_hourly`, and within a table in the
-//! order of their keys, by all that is written here and in [`operations`](super::operations); so nobody waits in a ring. Whoever
+//! Rows of `replicas`, `operations` and `budgets` are locked in this order, and within a table in the order of their keys, by all
+//! that is written here and in [`operations`](super::operations); so nobody waits in a ring. A process writes rows of `leases` of its
+//! own, under the lock of their budget, or those of a process that it has taken out. `recalls` and `usage_hourly` come last; where one
+//! statement writes both them and `leases`, PostgreSQL chooses the order, which nobody else's waits for. Whoever
 //! grants or charges holds the row of its process against deletion: one that is taken out of the list has no grant under way.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -34,7 +36,7 @@ ORDER BY b.id FOR UPDATE OF b";
 static MAKE_ROOM: LazyLock<String> = LazyLock::new(|| {
     format!(
         "WITH made AS (
-           INSERT INTO budgets (id) SELECT id FROM unnest($2::text[]) AS new (id) ORDER BY id ON CONFLICT DO NOTHING)
+           INSERT INTO budgets (id) SELECT id FROM unnest($2::text[]) AS new (id) ORDER BY id COLLATE \"C\" ON CONFLICT DO NOTHING)
          SELECT beat, is_moved FROM {} AS standing",
         standing()
     )
