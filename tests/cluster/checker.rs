@@ -6,6 +6,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use tollgate::proto::v1::Verdict;
+
 use super::history::{Answer, Call, Done, Kind};
 
 /// How each finding begins; `scripts/mutants` looks for it.
@@ -170,6 +172,11 @@ pub(crate) fn within_windows(
     Ok((numbers.len(), most))
 }
 
+/// Checks of a key that were refused because a limit was used up.
+pub(crate) fn refusals(calls: &[Call], key: usize) -> usize {
+    calls.iter().filter(|call| call.key == key && call.answer == Answer::Denied(Verdict::RateLimited)).count()
+}
+
 /// In no span of this length more is admitted than the capacity, wherever it begins, of what was certainly done in it. Returns the
 /// most that was.
 pub(crate) fn within_spans(calls: &[Call], keys: &[usize], capacity: i64, length: Duration) -> Result<i64, String> {
@@ -224,7 +231,6 @@ pub(crate) fn operations_stay(calls: &[Call]) -> Result<usize, String> {
 }
 
 mod tests {
-    use tollgate::proto::v1::Verdict;
     use tonic::Code;
 
     use super::*;

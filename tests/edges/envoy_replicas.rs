@@ -33,7 +33,13 @@ impl Replicas {
         let addresses: Vec<SocketAddr> =
             std::iter::once(rig.server.grpc).chain(more.iter().map(|(_, server)| server.grpc)).collect();
         let edge = Envoy::replicas(&rig, &addresses).start()?;
-        Some(Self { rig, more, edge })
+        let replicas = Self { rig, more, edge };
+        // Envoy begins once it has resolved the first of several names, and adds the others as soon as it knows that they are well.
+        eventually("Envoy asks all of them", || {
+            assert_eq!(replicas.status(&secrets(1)[0]), 401);
+            replicas.asked().iter().all(|calls| *calls > 0)
+        });
+        Some(replicas)
     }
 
     /// How many keys that it does not have each has been asked for.
@@ -57,14 +63,14 @@ fn unknown(http: SocketAddr) -> u64 {
         .sum()
 }
 
-fn secrets() -> Vec<String> {
-    (0..KEYS).map(|_| format!("nobody-{:016x}", dice(u64::MAX))).collect()
+fn secrets(number: usize) -> Vec<String> {
+    (0..number).map(|_| format!("nobody-{:016x}", dice(u64::MAX))).collect()
 }
 
 #[test]
 fn a_key_has_a_replica_and_another_when_that_is_away() {
     let Some(mut replicas) = Replicas::start() else { return };
-    let secrets = secrets();
+    let secrets = secrets(KEYS);
     let mut owners = vec![0; 3];
     for secret in &secrets {
         let before = replicas.asked();
