@@ -21,8 +21,8 @@ const START: u64 = 1_000 * MINUTE;
 
 /// The clock stands still for the store after each of these, in milliseconds, ...
 const STEP: u64 = 50;
-/// ... for a small part of the time that it would have; more of it where the machine is too busy for that.
-const PAUSES: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(10)];
+/// ... for a small part of the time that it would have.
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// What came of a demand.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ impl Outcome {
 }
 
 /// So many checks a minute of a key with a limit, at even distances, for some minutes.
-async fn demand(a_minute: u64, capacity: u64, algorithm: Algorithm, pause: Duration) -> Outcome {
+async fn demand(a_minute: u64, capacity: u64, algorithm: Algorithm) -> Outcome {
     let folder = tempfile::tempdir().unwrap();
     let (clock, hands) = Clock::manual(Time::from_millis(i64::try_from(START).unwrap()));
     let store = SqliteStore::open(&folder.path().join("db"), OpenMode::Create).await.unwrap();
@@ -80,7 +80,7 @@ async fn demand(a_minute: u64, capacity: u64, algorithm: Algorithm, pause: Durat
                 outcome.admitted.push(*at);
             }
         }
-        tokio::time::sleep(pause).await;
+        tokio::time::sleep(PAUSE).await;
     }
     outcome.waits = engine.lease_stats().waits;
     stop.cancel();
@@ -92,10 +92,7 @@ async fn demand(a_minute: u64, capacity: u64, algorithm: Algorithm, pause: Durat
 
 /// Holds that at most one check in a hundred waits, and what is admitted against the capacity.
 async fn hold(a_minute: u64, capacity: u64, algorithm: Algorithm) {
-    let mut outcome = demand(a_minute, capacity, algorithm, PAUSES[0]).await;
-    if outcome.waits * 100 > outcome.checks {
-        outcome = demand(a_minute, capacity, algorithm, PAUSES[1]).await;
-    }
+    let outcome = demand(a_minute, capacity, algorithm).await;
     let (waits, checks) = (outcome.waits, outcome.checks);
     assert!(waits * 100 <= checks, "{waits} of {checks} waited");
     let fullest = outcome.fullest(algorithm);
